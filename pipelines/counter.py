@@ -1,0 +1,70 @@
+"""Counter-based random numbers: a pure integer hash of what they are for, on any device, in any order.
+
+The same (seed, epoch, index, stream, draw) gives the same number whatever the batch, loader, world size or device.
+The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["normal", "uniform"]
+
+
+def _signed(value: int) -> int:
+    """The int64 that has the bits of an unsigned 64-bit ``value``."""
+    value %= 2**64
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64; torch's own is arithmetic."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    value = (value ^ _shift_right(value, 30)) * _MIX_1
+    value = (value ^ _shift_right(value, 27)) * _MIX_2
+    return value ^ _shift_right(value, 31)
+
+
+def _hash(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int, draws: int) -> Tensor:
+    """int64 [B, draws] of well mixed bits."""
+    state = _mix(index + _GAMMA)
+    for word in (seed, epoch, stream):
+        salt = word * _MIX_2 + _GAMMA
+        state = _mix(state ^ (_signed(salt) if isinstance(salt, int) else salt))
+    # The counter itself is never multiplied: Inductor turns an arange times a constant into C++ index arithmetic, where
+    # an overflow is undefined behaviour.
+    return _mix((state[:, None] ^ torch.arange(draws, device=index.device)) * _GAMMA)
+
+
+def uniform(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int, draws: int) -> Tensor:
+    """Uniform numbers in [0, 1), multiples of 2**-53.
+
+    Args:
+        seed, epoch: integers or int64 scalars on the device of ``index`` (so that a replayed graph can change them).
+        index: int64 [B], the samples' positions in the packed split.
+        stream: keeps uses apart (a view's number, the noise of an objective).
+        draws: how many numbers a sample.
+
+    Returns:
+        float64 [B, draws].
+    """
+    return _shift_right(_hash(seed, epoch, index, stream, draws), 11).to(torch.float64) * 2.0**-53
+
+
+def normal(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int, draws: int) -> Tensor:
+    """Standard normal numbers, float32 [B, draws], by the Box-Muller transform; arguments as for ``uniform``."""
+    half = (draws + 1) // 2
+    # 24 bits are exact in float32: a uniform number rounded from float64 could become 1 and its normal infinite.
+    numbers = _shift_right(_hash(seed, epoch, index, stream, 2 * half), 40).float() * 2.0**-24
+    radius = torch.sqrt(-2.0 * torch.log1p(-numbers[:, :half]))
+    angle = 2.0 * math.pi * numbers[:, half:]
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :draws]

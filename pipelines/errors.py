@@ -1,0 +1,23 @@
+"""Errors that are the user's to mend: one clear line on standard error, exit code 2, never a traceback."""
+
+import sys
+from collections.abc import Callable
+
+__all__ = ["UserError", "run_command"]
+
+
+class UserError(Exception):
+    """Something the user can put right: a missing file, a wrong key, corrupt data. The message is one line."""
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command-line program's ``main`` and exit with its code (None is 0).
+
+    A ``UserError`` becomes ``error: <one line>`` on standard error and exit code 2, as argparse does for bad flags.
+    """
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,87 @@
+"""What the parts of the pipeline hand each other: configurations, the batch, and the loader protocol."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+__all__ = ["AugmentConfig", "Batch", "DataConfig", "Loader"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they reach the device."""
+
+    dir: str = ""  # packed data set, as written by tools/convert.py
+    loader: str = "auto"  # auto (by the manifest) | ffcv | dali | resident | torch
+    batch_size: int = 256  # source images a step, over all ranks
+    workers: int = 0  # decoding threads or processes a rank; 0: one a core
+    prefetch: int = 3  # batches decoded ahead
+    image_size: int = 32  # side of a view in pixels
+    canvas: int = 512  # longest side of a whole image handed to the device; larger images are scaled down to it
+    limit: int = 0  # train on the first N images after a seeded shuffle; 0: all
+    drop_last: bool = True  # drop the last fewer-than-a-batch images of an epoch (others each epoch)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """The two-view recipe (BYOL's, as in solo-learn). Pairs give view 1 and view 2; probabilities lie in [0, 1]."""
+
+    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
+    ratio: tuple[float, float] = (0.75, 4 / 3)  # width over height of a crop
+    interpolation: str = "bilinear"  # bilinear | bicubic, both antialiased
+    flip: float = 0.5
+    jitter: float = 0.8  # probability that a view's colours are jittered at all
+    brightness: float = 0.4  # factors from [1 - x, 1 + x]
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1  # shift from [-x, x], in turns of the colour circle (at most 0.5)
+    grey: float = 0.2
+    blur: tuple[float, float] = (0.0, 0.0)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view
+    solarize: tuple[float, float] = (0.0, 0.2)
+    eval_crop: float = 1.0  # evaluation: side of the centre square kept, as a share of the image's shorter side
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Batch(NamedTuple):
+    """A batch of one rank, on the device.
+
+    ``V == 1``: whole images on a padded canvas, to be cropped on the device. ``V == 2``: the two crops, already drawn
+    on the host with the parameters of ``augment.sample_params``; ``H == W == image_size``.
+    """
+
+    pixels: Tensor  # uint8 [B, V, H, W, 3], RGB
+    size: Tensor  # int32 [B, 2], valid height and width inside H x W; what lies outside is arbitrary
+    labels: Tensor  # int64 [B], -1: no label
+    index: Tensor  # int64 [B], position in the packed split, the same in every format
+
+
+class Loader(Protocol):
+    """An epoch of batches, again and again, in the sampler's order.
+
+    The state is (seed, epoch, batches handed out), never what was prefetched: ``load_state_dict`` followed by ``iter``
+    continues with exactly the batch that would have come next. A worker's exception is raised in the caller's thread
+    with the index of the sample. Leaving an iteration early is allowed; ``close`` ends every thread and frees every
+    buffer and may be called twice.
+    """
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch; afterwards the epoch is over and ``set_epoch`` starts another."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch (counted from 0)."""
+
+    def state_dict(self) -> dict:
+        """``{"seed", "epoch", "batches"}``, all integers."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where ``state`` was taken. Raises ``UserError`` if its seed is another."""
+
+    def close(self) -> None:
+        """End threads, free buffers."""
