@@ -1,0 +1,226 @@
+"""CIFAR-10 and CIFAR-100 from their official Python archives (Krizhevsky: Learning Multiple Layers of Features, 2009).
+
+The batches in the archives are pickles. They are only ever read by an unpickler that can rebuild numpy arrays and call
+nothing else, whatever archive it is; a download must besides have the published checksum before it is opened.
+"""
+
+import hashlib
+import http.client
+import io
+import os
+import pickle
+import tarfile
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.errors import UserError
+
+__all__ = ["DOWNLOADS", "load_cifar"]
+
+DOWNLOADS = Path("data/downloads")  # below the working directory
+_URL = "https://www.cs.toronto.edu/~kriz/"
+_MAX_MEMBER = 2**30  # bytes; the largest real one has 155 MB
+
+
+class _Archive(NamedTuple):
+    file: str
+    md5: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    labels: str  # key in a batch
+    names: str  # key in the meta file
+    classes: int
+
+
+_ARCHIVES = {
+    "cifar10": _Archive(
+        file="cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test="test_batch",
+        meta="batches.meta",
+        labels="labels",
+        names="label_names",
+        classes=10,
+    ),
+    "cifar100": _Archive(
+        file="cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        folder="cifar-100-python",
+        train=("train",),
+        test="test",
+        meta="meta",
+        labels="fine_labels",
+        names="fine_label_names",
+        classes=100,
+    ),
+}
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def load_cifar(dataset: str, source: Path | None) -> tuple[tuple[str, ...], dict[str, Arrays]]:
+    """Read CIFAR.
+
+    Args:
+        dataset: cifar10 or cifar100.
+        source: the archive, a folder that holds it, or the unpacked folder; None: ``data/downloads``, downloaded if it
+            is not there.
+
+    Returns:
+        Class names, and for train and val (CIFAR's test set) pixels uint8 [N, 32, 32, 3] and labels int64 [N].
+
+    Raises:
+        UserError: nothing found, no network, a wrong checksum, or anything that is not CIFAR's layout.
+    """
+    archive = _ARCHIVES[dataset]
+    names = (*archive.train, archive.test, archive.meta)
+    place = _download(archive) if source is None else _find(archive, source)
+    read = _read_folder if place.is_dir() else _read_archive
+    content = {name: _unpickle(data, place / name) for name, data in read(archive, place, names).items()}
+    classes = content[archive.meta].get(archive.names)
+    if not _is_names(classes, archive.classes):
+        raise UserError(f"{place / archive.meta}: {archive.names} is no list of {archive.classes} names")
+    splits = {}
+    for split, batches in {"train": archive.train, "val": (archive.test,)}.items():
+        parts = [_batch(content[name], archive, place / name) for name in batches]
+        splits[split] = (np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+    return tuple(name.decode() if isinstance(name, bytes) else name for name in classes), splits
+
+
+def _is_names(value: object, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(name, (bytes, str)) for name in value)
+
+
+def _batch(content: dict, archive: _Archive, path: Path) -> Arrays:
+    pixels, labels = content.get("data"), content.get(archive.labels)
+    if not (
+        isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2 and pixels.shape[1] == 3072
+    ):
+        raise UserError(f"{path}: data is no uint8 array of 3072 columns")
+    if not (isinstance(labels, list) and len(labels) == len(pixels)):
+        raise UserError(f"{path}: {archive.labels} is no list of {len(pixels)} labels")
+    if not all(isinstance(label, (int, np.integer)) and 0 <= label < archive.classes for label in labels):
+        raise UserError(f"{path}: {archive.labels} holds something that is no class index below {archive.classes}")
+    planes = pixels.reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.array(labels, np.int64)
+
+
+def _find(archive: _Archive, source: Path) -> Path:
+    """The archive, or the folder that holds the batches."""
+    if source.is_file():
+        return source
+    for candidate in (source / archive.folder, source):
+        if (candidate / archive.meta).is_file():
+            return candidate
+    if (source / archive.file).is_file():
+        return source / archive.file
+    raise UserError(f"{source}: holds neither {archive.file} nor {archive.folder}/{archive.meta}")
+
+
+def _read_folder(archive: _Archive, folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}, which {archive.file} has")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def _read_archive(archive: _Archive, path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Nothing is unpacked: the members wanted are read into memory, and an archive with anything odd is refused."""
+    found = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                wanted = folder == archive.folder and name in names
+                if member.name.startswith("/") or ".." in member.name.split("/"):
+                    raise UserError(f"{path}: refused, its member {member.name!r} points outside")
+                if not (member.isfile() or member.isdir()) or member.size > _MAX_MEMBER or (wanted and name in found):
+                    raise UserError(f"{path}: refused, its member {member.name!r} is a link, too large or there twice")
+                if wanted and member.isfile():
+                    found[name] = tar.extractfile(member).read()
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a tar archive: {error}") from error
+    for name in names:
+        if name not in found:
+            raise UserError(f"{path}: no {archive.folder}/{name} in it")
+    return found
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """All that pickle asks ``_codecs.encode`` for: Python 3's bytes in protocol 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"codec {encoding}")
+    return text.encode("latin1")
+
+
+# What numpy's arrays are rebuilt with; the modules of the first two have other names in every version of numpy.
+_NUMPY = {
+    "_reconstruct": np.empty(0).__reduce_ex__(2)[0],
+    "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds containers, numbers, text and numpy arrays."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        if module.split(".")[0] == "numpy" and name in _NUMPY:
+            return _NUMPY[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _unpickle(data: bytes, path: Path) -> dict:
+    """A batch's dictionary with text keys (Python 2 wrote them as bytes)."""
+    try:
+        content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
+    except Exception as error:  # foreign bytes make the unpickler fail in every way
+        raise UserError(f"{path}: refused, not a CIFAR batch: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: refused, not a CIFAR batch: no dictionary")
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+
+
+def _download(archive: _Archive) -> Path:
+    """The archive with the published checksum, downloaded if it is not there."""
+    path = DOWNLOADS / archive.file
+    if path.is_file():
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() == archive.md5:
+                return path
+        raise UserError(
+            f"{path}: not the published file (its MD5 is not {archive.md5}); delete it to download it again"
+        )
+    DOWNLOADS.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    digest = hashlib.md5()
+    try:
+        with urllib.request.urlopen(_URL + archive.file, timeout=30) as response, partial.open("wb") as file:
+            total = int(response.headers.get("Content-Length") or 0) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=archive.file, disable=None) as progress:
+                while block := response.read(2**20):
+                    file.write(block)
+                    digest.update(block)
+                    progress.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != archive.md5:
+            raise UserError(f"{_URL}{archive.file}: what came has not the published MD5 {archive.md5}; try again")
+        partial.rename(path)
+    except (OSError, http.client.HTTPException) as error:
+        hint = f"fetch it elsewhere and put it at {path}, or name it with --source"
+        raise UserError(f"cannot download {_URL}{archive.file} ({error}); {hint}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,216 @@
+"""From a source to a packed data set, on all cores."""
+
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.errors import UserError
+from pipelines.images import ImageError, Recipe, Sample, decode, prepare
+from pipelines.packed import FORMATS, MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
+from pipelines.sources import SourceSplit, load_source
+from pipelines.staging import staged
+
+__all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
+
+DIGITS_DIR = Path("data/digits-resident")  # where the programs expect the digits, and pack them when they are absent
+
+_CHUNK = 16  # images a worker prepares at a time; a stop waits for those under way
+_VERIFY_CHUNK = 2048  # samples a worker checks at a time; each time it reads the split's table
+
+
+@dataclass(frozen=True)
+class Report:
+    packed: Packed
+    skipped: list[dict[str, str]]  # split, file, reason
+    seconds: float  # for the images, listing and checksums left out
+
+
+def convert(
+    dataset: str,
+    source: Path | None,
+    out: Path,
+    *,
+    format: str = "ffcv",
+    max_resolution: int | None = None,
+    quality: int | None = None,
+    workers: int = 0,
+    on_error: str = "fail",
+    force: bool = False,
+) -> Report:
+    """Pack a data set. The same images give the same bytes, whatever the number of workers.
+
+    Args:
+        dataset: digits, cifar10, cifar100, in100 or folder.
+        source: where it lies; see ``sources.load_source``.
+        out: folder that appears when the data set is whole; absent or empty, or with ``force`` a packed data set.
+        format: ffcv or resident.
+        max_resolution: longest side in pixels; larger images are scaled down, antialiased, none is scaled up.
+        quality: encode every image as a JPEG of this quality. None: JPEG files that need nothing done keep their
+            bytes, images of at most 64 x 64 pixels are stored as pixels, others are encoded at quality 90.
+        workers: processes; 0: one a core.
+        on_error: what an unusable image does: ``fail`` or ``skip``.
+
+    Raises:
+        UserError: source or ``out`` will not do, or an image cannot be used. Nothing is left behind then.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format {format} is not written yet; there are {' and '.join(FORMATS)}")
+    if format == "resident" and quality is not None:
+        raise UserError("--quality means nothing to --format resident, which stores pixels")
+
+    def may_replace(folder: Path) -> bool:
+        replaceable = holds_packed(folder)
+        if replaceable and not force:
+            raise UserError(f"{folder}: already holds a packed data set; --force replaces it")
+        return replaceable
+
+    try:
+        with staged(out, may_replace) as folder:
+            loaded = load_source(dataset, source)
+            writer = FORMATS[format].Writer
+            recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side)
+            skipped, started = [], time.perf_counter()
+            for name, split in loaded.splits.items():
+                skipped += _pack_split(split, writer(folder, name, len(split.names)), name, recipe, workers, on_error)
+            seconds = time.perf_counter() - started
+            splits = {name: measure_split(folder, format, name) for name in loaded.splits}
+            options = {"max_resolution": max_resolution, "quality": quality}
+            write_manifest(Packed(folder, format, dataset, loaded.classes, splits, options), skipped)
+            open_packed(folder)
+    except OSError as error:
+        raise UserError(f"cannot pack {dataset} into {out}: {error}") from error
+    return Report(open_packed(out), skipped, seconds)
+
+
+def pack_digits_if_absent(dir: Path) -> None:
+    """Pack scikit-learn's digits in the resident format, unless ``dir`` already holds a packed data set."""
+    if not (dir / MANIFEST).exists():
+        convert("digits", None, dir, format="resident", workers=1)
+
+
+def verify(dir: Path, workers: int = 0) -> Packed:
+    """Read a packed data set completely: compare every checksum and decode every sample.
+
+    Raises:
+        UserError: something does not agree; the message names the file, and the sample's place in the split.
+    """
+    packed = open_packed(dir, verify=True)
+    for name, split in packed.splits.items():
+        check = functools.partial(_verify_chunk, packed.dir, packed.format, name)
+        chunks = [range(i, min(i + _VERIFY_CHUNK, split.count)) for i in range(0, split.count, _VERIFY_CHUNK)]
+        checked = _map_in_order(check, chunks, min(_cores(workers), len(chunks)))
+        with closing(checked), _progress(split.count, f"verify {name}") as progress:
+            for chunk, reason in zip(chunks, checked, strict=True):
+                if reason is not None:
+                    raise UserError(f"{packed.dir}: {reason}")
+                progress.update(len(chunk))
+    return packed
+
+
+def _pack_split(
+    split: SourceSplit, writer: Any, name: str, recipe: Recipe, workers: int, on_error: str
+) -> list[dict[str, str]]:
+    """Write a split's files; returns what was skipped."""
+    skipped = []
+    chunks = [split.images[i : i + _CHUNK] for i in range(0, len(split.names), _CHUNK)]
+    # Pixels that are only to be copied are not worth a second process.
+    workers = 1 if isinstance(split.images, np.ndarray) and recipe.quality is None else _cores(workers)
+    prepared = _map_in_order(functools.partial(_prepare_chunk, recipe), chunks, min(workers, len(chunks)))
+    with closing(prepared), _progress(len(split.names), name) as progress:
+        samples = itertools.chain.from_iterable(prepared)
+        for sample, file, label in zip(samples, split.names, split.labels.tolist(), strict=True):
+            if isinstance(sample, Sample):
+                writer.add(sample, label)
+            elif on_error == "skip":
+                skipped.append({"split": name, "file": file, "reason": sample})
+            else:
+                raise UserError(f"{file}: {sample} (--on-error skip leaves such images out)")
+            progress.update()
+    if len(skipped) == len(split.names):
+        first = f"{skipped[0]['file']} {skipped[0]['reason']}"
+        raise UserError(f"none of the {len(skipped)} images of {name} can be used; the first: {first}")
+    writer.close()
+    return skipped
+
+
+def _prepare_chunk(recipe: Recipe, images: Iterable[str] | np.ndarray) -> list[Sample | str]:
+    """Each image's sample, or why there is none."""
+    return [_prepare(image, recipe) for image in images]
+
+
+def _prepare(image: str | np.ndarray, recipe: Recipe) -> Sample | str:
+    try:
+        return prepare(Path(image).read_bytes() if isinstance(image, str) else image, recipe)
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _verify_chunk(folder: Path, format: str, split: str, rows: range) -> str | None:
+    """The first sample of a range that is not what it should be, and why."""
+    samples = FORMATS[format].iter_samples(folder, split, rows.start, rows.stop)
+    for index, sample in zip(rows, samples, strict=True):
+        if sample.jpeg:
+            try:
+                image, _ = decode(sample.data)
+            except ImageError as error:
+                return f"sample {index} of {split} {error}"
+            if image.size != (sample.width, sample.height):
+                return f"sample {index} of {split} is a JPEG of other sides than the table says"
+    return None
+
+
+def _progress(total: int, what: str) -> tqdm:
+    return tqdm(total=total, desc=what, unit=" images", disable=None)
+
+
+def _cores(workers: int) -> int:
+    return workers or len(os.sched_getaffinity(0))
+
+
+def _map_in_order(function: Callable, arguments: Iterable, workers: int) -> Iterator:
+    """``map`` over processes (none for one worker) that runs only a little ahead of whoever takes the results."""
+    if workers == 1:
+        yield from map(function, arguments)
+        return
+    context = multiprocessing.get_context("forkserver")  # forking a process that has threads is unsafe
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        ahead: deque = deque()
+        try:
+            for argument in arguments:
+                ahead.append(pool.submit(function, argument))
+                if len(ahead) > 4 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError("a worker was killed, perhaps for want of memory: give fewer --workers") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,183 @@
+"""One image: from whatever a file holds to upright RGB, and from there to what a packed data set stores."""
+
+import ctypes
+import functools
+import io
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipelines.errors import UserError
+
+__all__ = ["DEFAULT_QUALITY", "ImageError", "Recipe", "Sample", "decode", "prepare"]
+
+DEFAULT_QUALITY = 90  # of images that have to be encoded; ffcv's own default
+
+# By content, not by suffix. Nothing that starts a program (EPS) or that has no pixels of its own (SVG).
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(Exception):
+    """Why an image cannot be used: half a line that follows the file's name."""
+
+
+class Sample(NamedTuple):
+    """An image as a packed data set stores it."""
+
+    height: int
+    width: int
+    jpeg: bool  # data is a JPEG file; else RGB pixels, uint8 [height, width, 3] in C order
+    data: bytes
+
+
+class Recipe(NamedTuple):
+    """How images become samples."""
+
+    max_resolution: int | None  # longest side in pixels; larger images are scaled down
+    quality: int | None  # every image is encoded as a JPEG of this quality, 1..100; None: whatever loses least
+    raw_pixels: int  # without a quality, images of at most so many pixels are stored as pixels
+    max_side: int  # longest side in pixels that the format can hold
+
+
+def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
+    """Make a sample of an image file's content or of pixels, uint8 [H, W, 3].
+
+    A JPEG file that needs nothing done keeps its bytes.
+
+    Raises:
+        ImageError: the image cannot be used.
+        UserError: TurboJPEG is not installed, so that nothing can tell whether a JPEG file may keep its bytes.
+    """
+    image, storable = decode(source) if isinstance(source, bytes) else (Image.fromarray(source), False)
+    scale = (recipe.max_resolution or math.inf) / max(image.size)
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        image, storable = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0), False
+    width, height = image.size
+    if max(width, height) > recipe.max_side:
+        raise ImageError(f"has {width} x {height} pixels, more than {recipe.max_side:,} a side: give --max-resolution")
+    if recipe.quality is None and width * height <= recipe.raw_pixels:
+        return Sample(height, width, False, image.tobytes())
+    if recipe.quality is None and storable:
+        return Sample(height, width, True, source)
+    is_whole_jpeg = isinstance(source, bytes) and source.startswith(b"\xff\xd8") and scale >= 1
+    if recipe.quality is None and is_whole_jpeg and _turbojpeg() is None:
+        raise UserError(
+            "JPEG files can keep their bytes only with libturbojpeg.so.0: install libturbojpeg0 or give --quality"
+        )
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=recipe.quality or DEFAULT_QUALITY)
+    return Sample(height, width, True, encoded.getvalue())
+
+
+def decode(data: bytes) -> tuple[Image.Image, bool]:
+    """Decode an image file completely.
+
+    Grey, palette and CMYK images become RGB, 16-bit grey is scaled to 8 bits, transparent images are laid on white,
+    the EXIF orientation is applied; of an animation the first frame is taken. Colour profiles are ignored.
+
+    Returns:
+        The upright RGB image, and whether ``data`` may stand for it: a sound JPEG file of one or three components that
+        every libjpeg-turbo decodes without a warning, and that needs no turning.
+
+    Raises:
+        ImageError: no image, an incomplete or damaged one, or one of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+    """
+    if not data:
+        raise ImageError("is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode(data)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError("is not an image of a known format") from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders fail on damaged data with errors of every kind
+        raise ImageError(f"cannot be decoded: {error}") from error
+
+
+def _decode(data: bytes) -> tuple[Image.Image, bool]:
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    pixels = None
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):  # MPO: a JPEG with further frames behind it
+        pixels = _decode_jpeg(data, image.height, image.width)
+    if pixels is None:
+        image.load()
+    # After load, which turns TIFF files by itself.
+    turn = _UPRIGHT.get(_orientation(image))
+    image = _to_rgb(image) if pixels is None else Image.fromarray(pixels)
+    if turn is not None:
+        image = image.transpose(turn)
+    return image, pixels is not None and turn is None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ImageError("has 32-bit pixels, which have no fixed range: make it 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        ground.alpha_composite(image.convert("RGBA"))
+        image = ground
+    return image.convert("RGB")
+
+
+@functools.cache
+def _turbojpeg() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL("libturbojpeg.so.0")
+    except OSError:
+        return None
+    handle, number = ctypes.c_void_p, ctypes.c_int
+    library.tjInitDecompress.restype = handle
+    library.tjDecompress2.argtypes = [handle, ctypes.c_char_p, ctypes.c_ulong, handle, *[number] * 5]
+    library.tjGetErrorStr2.argtypes, library.tjGetErrorStr2.restype = [handle], ctypes.c_char_p
+    library.tjDestroy.argtypes = [handle]
+    return library
+
+
+def _decode_jpeg(data: bytes, height: int, width: int) -> np.ndarray | None:
+    """Decode with TurboJPEG, the decoder inside ffcv, which tells of damage where Pillow fills up in silence.
+
+    Returns:
+        uint8 [height, width, 3], or None where TurboJPEG is not installed or cannot decode the file as it is.
+    """
+    library = _turbojpeg()
+    if library is None:
+        return None
+    pixels = np.empty((height, width, 3), np.uint8)
+    handle = library.tjInitDecompress()
+    try:
+        if library.tjDecompress2(handle, data, len(data), pixels.ctypes.data, width, 0, height, 0, 0) == 0:
+            return pixels
+        message = library.tjGetErrorStr2(handle).decode()
+    finally:
+        library.tjDestroy(handle)
+    if message.startswith(("Corrupt JPEG data", "Premature end")):
+        raise ImageError(f"is damaged or incomplete: {message}")
+    return None

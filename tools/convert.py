@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Pack a data set for training: decode, check and lay out its images once.
+
+Examples:
+  python tools/convert.py --dataset cifar10
+  python tools/convert.py --dataset in100 --source /data/imagenet --max-resolution 400
+  python tools/convert.py --dataset folder --source photos --out data/photos --on-error skip
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.convert import Report, convert, verify
+from pipelines.errors import run_command
+from pipelines.packed import Packed
+from pipelines.sources import DATASETS
+
+
+def main() -> None:
+    arguments = _parse()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    out = arguments.out or Path("data") / f"{arguments.dataset}-{arguments.format}"
+    if arguments.verify:
+        _print_packed(verify(out, arguments.workers))
+        print("every checksum agrees and every sample decodes")
+        return
+    report = convert(
+        arguments.dataset,
+        arguments.source,
+        out,
+        format=arguments.format,
+        max_resolution=arguments.max_resolution,
+        quality=arguments.quality,
+        workers=arguments.workers,
+        on_error=arguments.on_error,
+        force=arguments.force,
+    )
+    _print_report(report)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, choices=DATASETS)
+    parser.add_argument("--source", type=Path, metavar="DIR", help="where the images lie; for CIFAR also the archive")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: data/<dataset>-<format>")
+    parser.add_argument("--format", choices=("ffcv", "dali", "resident"), default="ffcv", help="default: ffcv")
+    parser.add_argument(
+        "--max-resolution", type=_whole(1, 65_500), metavar="N", help="scale images down to a longest side of N pixels"
+    )
+    parser.add_argument(
+        "--quality",
+        type=_whole(1, 100),
+        metavar="Q",
+        help="encode every image as a JPEG of quality Q (default: keep JPEG files as they are and images up to 64 x 64 "
+        "as pixels, encode others at 90)",
+    )
+    parser.add_argument("--workers", type=_whole(0, 1024), default=0, metavar="N", help="processes; default: all cores")
+    parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="of an unusable image")
+    parser.add_argument("--force", action="store_true", help="replace a packed data set at --out")
+    parser.add_argument("--verify", action="store_true", help="convert nothing; check the packed data set at --out")
+    return parser.parse_args()
+
+
+def _whole(low: int, high: int):
+    def whole(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not in {low}..{high}")
+        return value
+
+    whole.__name__ = "whole number"  # argparse's message names it
+    return whole
+
+
+def _print_report(report: Report) -> None:
+    _print_packed(report.packed)
+    count = sum(split.count for split in report.packed.splits.values())
+    print(f"{count / report.seconds:,.0f} images a second")
+    if report.skipped:
+        print(f"skipped {len(report.skipped)} images; manifest.json lists them all:")
+        for entry in report.skipped[:5]:
+            print(f"  {entry['file']}: {entry['reason']}")
+
+
+def _print_packed(packed: Packed) -> None:
+    print(f"{packed.dir}: {packed.dataset} as {packed.format}, {len(packed.classes)} classes")
+    for name, split in packed.splits.items():
+        size = sum(entry.bytes for entry in split.files.values()) / 1e6
+        print(f"  {name}: {split.count:,} images up to {split.max_width} x {split.max_height}, {size:,.1f} MB")
+
+
+if __name__ == "__main__":
+    run_command(main)
