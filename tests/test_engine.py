@@ -1,0 +1,350 @@
+"""The step and the loop: what a step changes, exact resume, bad steps, the run directory."""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.errors import UserError
+from vssl.config import load_config, to_yaml
+from vssl.engine import Trainer
+from vssl.engine.compilation import compile_step
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def everything(trainer):
+    """All tensors that a step changes, flat."""
+    flat = []
+
+    def walk(value):
+        if isinstance(value, torch.Tensor):
+            flat.append(value.clone())
+        elif isinstance(value, dict):
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    walk(trainer.train_step.state_dict())
+    return flat
+
+
+def first_batch(trainer):
+    return next(iter(trainer.loader))
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(trainer, steps):
+    """Let the process "die" in mid-epoch: nothing is saved at that moment."""
+    step = trainer._after_step
+
+    def after_step():
+        step()
+        if trainer.step == steps:
+            raise Killed
+
+    trainer._after_step = after_step
+    with pytest.raises(Killed):
+        trainer.fit()
+    trainer.directory.close()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
+@pytest.mark.parametrize("loader", ["resident", "torch"])
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader):
+    common = [f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1", "checkpoint.every_steps=3"]
+    whole = Trainer(config(*common, f"run.dir={tmp_path / 'whole'}"))
+    whole.fit()
+    kill_after(Trainer(config(*common)), steps=14)  # in the second epoch, two steps after a checkpoint
+    resumed = Trainer(config(*common), resume="auto")
+    assert resumed.step == 12
+    resumed.fit()
+    for a, b in zip(everything(whole), everything(resumed), strict=True):
+        assert torch.equal(a, b)
+    exported = [(d / "backbone.safetensors").read_bytes() for d in (tmp_path / "whole", tmp_path / "run")]
+    assert exported[0] == exported[1]
+    assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [12]
+
+
+def test_a_changed_seed_changes_the_run(config, tmp_path):
+    runs = [
+        Trainer(config(f"train.seed={seed}", f"run.dir={tmp_path / str(seed)}", "train.epochs=1")) for seed in (0, 1)
+    ]
+    for run in runs:
+        run.fit()
+    assert not torch.equal(everything(runs[0])[0], everything(runs[1])[0])
+
+
+@pytest.mark.parametrize("objective", ["byol", "moco_v3"])
+def test_other_methods_train_in_the_same_engine(config, tmp_path, objective):
+    trainer = Trainer(config(f"objective.name={objective}", "optim.name=lars", "optim.lr=0.5"))
+    trainer.fit()
+    measured = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert measured[-1]["loss"] < measured[0]["loss"]
+
+
+@pytest.mark.parametrize("form", ["gaussian", "cosine"])
+@pytest.mark.parametrize("likelihood", ["prior", "predictive"])
+def test_vssl_learns(config, tmp_path, form, likelihood):
+    Trainer(config(f"objective.form={form}", f"objective.likelihood={likelihood}", "train.epochs=4")).fit()
+    measured = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert measured[-1]["loss"] < measured[0]["loss"]
+    assert measured[-1]["feature_std"] > 0.05
+
+
+def test_a_run_leaves_what_it_promises(config, tmp_path):
+    Trainer(config("eval.every=1")).fit()
+    run = tmp_path / "run"
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["world_size"] == 1 and environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (run / "config.yaml").read_text() == to_yaml(Trainer(config(), resume="auto").config).replace(
+        "every: 0\n  k", "every: 1\n  k"
+    )
+    assert "fc.weight" not in load_file(run / "backbone.safetensors")
+    written = lines(run)
+    assert {"loss", "lr", "tau", "images_per_second", "feature_std"} <= set(written[1])
+    evaluated = [line for line in written if "knn_top1" in line]
+    assert [line["epoch"] for line in evaluated] == [0.0, 1.0, 2.0]
+    assert all(0 <= line["knn_top1"] <= 1 and 0 <= line["online_top1"] <= 1 for line in evaluated)
+    assert all(line["step"] >= 0 and "epoch" in line for line in written)
+
+
+def test_a_directory_that_holds_a_run_is_refused(config):
+    trainer = Trainer(config())
+    trainer.fit()
+    trainer.directory.close()
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+        Trainer(config())
+
+
+def test_two_trainings_in_one_directory_refuse_each_other(config):
+    first = Trainer(config())
+    with pytest.raises(UserError, match="another process is training"):
+        Trainer(config(), resume="auto")
+    first.directory.close()
+    Trainer(config(), resume="auto").directory.close()
+
+
+def test_a_torn_newest_checkpoint_is_passed_over(config, tmp_path):
+    common = ["checkpoint.every_steps=3"]
+    kill_after(Trainer(config(*common)), steps=14)
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert Trainer(config(*common), resume="auto").step == 9
+
+
+def test_a_checkpoint_of_another_network_is_refused(config):
+    trainer = Trainer(config())
+    trainer.fit()
+    trainer.directory.close()
+    with pytest.raises(UserError, match="the checkpoint does not fit this config"):
+        Trainer(config("model.latent=16"), resume="auto")
+
+
+def break_objective(trainer, at_call):
+    """From a call on, the loss is not a number."""
+    objective, calls = trainer.train_step.objective.forward, 0
+
+    def forward(*args):
+        nonlocal calls
+        calls += 1
+        outputs = objective(*args)
+        return outputs | {"loss": outputs["loss"] * float("nan")} if calls >= at_call else outputs
+
+    trainer.train_step.objective.forward = forward
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
+def test_a_step_that_is_not_finite_changes_nothing(config, optimizer):
+    trainer = Trainer(config(f"optim.name={optimizer}"))
+    trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, momentum=0.9)
+    batch = first_batch(trainer)
+    trainer.train_step(batch)
+    before = everything(trainer)
+    break_objective(trainer, at_call=1)
+    trainer.train_step(batch)
+    counters = sum(v.dtype == torch.int64 for v in before)
+    same = [torch.equal(a, b) for a, b in zip(before, everything(trainer), strict=True)]
+    assert sum(same) >= len(before) - counters  # BatchNorm counts its batches all the same
+    assert all(s for s, v in zip(same, before, strict=True) if v.is_floating_point())
+    assert int(trainer.train_step.bad_steps) == 1
+
+
+def test_a_run_whose_loss_is_not_finite_stops_with_a_diagnosis_and_keeps_its_checkpoint(config, tmp_path):
+    trainer = Trainer(config("checkpoint.every_steps=3"))
+    break_objective(trainer, at_call=6)
+    with pytest.raises(UserError, match="not finite in 3 steps before step 8"):
+        trainer.fit()
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert "step-000000003.pt" in kept
+
+
+def test_accumulation_averages_the_gradients_of_micro_batches(config, tmp_path):
+    whole = Trainer(config(f"run.dir={tmp_path / 'a'}"))
+    halves = Trainer(config("train.accumulate=2", f"run.dir={tmp_path / 'b'}"))
+    batch = first_batch(whole)
+    parts = [type(batch)(*(t.chunk(2)[i] for t in batch)) for i in (0, 1)]
+    expected = []
+    for part in parts:
+        whole.train_step.backward(part)
+        expected.append([w.grad.clone() for w in whole.train_step.student.parameters()])
+        # BatchNorm's running statistics do not enter a training step's gradients.
+    halves.train_step.backward(batch)
+    for a, b, ours in zip(*expected, halves.train_step.student.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, (a + b) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_limits_the_update(config, tmp_path):
+    trainers = [
+        Trainer(config("optim.name=sgd", "optim.momentum=0.0", f"train.clip_grad={c}", f"run.dir={tmp_path / str(c)}"))
+        for c in (0.0, 0.01)
+    ]
+    moved = []
+    for trainer in trainers:
+        before = [w.detach().clone() for w in trainer.train_step.student.parameters()]
+        trainer.train_step.set_schedule(epoch=0, lr=1.0, probe_lr=0.0, momentum=1.0)
+        trainer.train_step(first_batch(trainer))
+        after = trainer.train_step.student.parameters()
+        moved.append(torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm().item())
+    assert moved[0] > 0.02 and moved[1] == pytest.approx(0.01, rel=0.05)
+
+
+def test_the_probes_gradient_never_reaches_the_encoder(config, tmp_path):
+    gradients = []
+    for probe_lr in (0.1, 0.0):
+        trainer = Trainer(config(f"eval.probe_lr={probe_lr}", f"run.dir={tmp_path / str(probe_lr)}"))
+        assert (trainer.train_step.probe is None) == (probe_lr == 0)
+        trainer.train_step.backward(first_batch(trainer))
+        gradients.append([w.grad for w in trainer.train_step.student.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_warm_up_fits_into_a_run_shorter_than_it(config):
+    trainer = Trainer(config("optim.warmup_epochs=10", "train.epochs=2"))
+    rates = [trainer.schedule.learning_rate(step) for step in range(trainer.total_steps)]
+    assert trainer.schedule.warmup_steps == round(0.1 * trainer.total_steps)
+    assert max(rates) == trainer.schedule.lr and rates[-1] < 0.1 * max(rates)
+
+
+def test_a_failing_compiler_means_eager_and_says_why(config, capsys, monkeypatch):
+    trainer = Trainer(config())
+    twin = copy.deepcopy(trainer.train_step.student.state_dict())
+
+    def broken(*args, **kwargs):
+        def call(*args):
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert compile_step(trainer.train_step, first_batch(trainer)) is False
+    assert "the step runs eager: RuntimeError: no C++ compiler" in capsys.readouterr().err
+    for key, value in trainer.train_step.student.state_dict().items():
+        assert torch.equal(value, twin[key]), key
+    trainer.train_step(first_batch(trainer))
+
+
+@pytest.mark.slow
+def test_the_demo_compiles_without_falling_back_and_steps_alike(digits, tmp_path):
+    def trainer(name):
+        overrides = [f"data.dir={digits}", f"run.dir={tmp_path / name}", "train.device=cpu"]
+        return Trainer(load_config("configs/demo.yaml", overrides))
+
+    compiled, eager = trainer("compiled"), trainer("eager")
+    batch = first_batch(eager)
+    assert compile_step(compiled.train_step, batch) is True
+    for one in (compiled, eager):
+        one.train_step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, momentum=0.9)
+        one.train_step(batch)
+    ours, theirs = (one.train_step.metrics.read() for one in (compiled, eager))
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+def start(config_path, *arguments):
+    command = [sys.executable, "train.py", "-c", str(config_path), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(run_dir, process):
+    deadline = time.monotonic() + 90
+    while not list(run_dir.glob("checkpoints/step-*.pt")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_sigkill_then_resume_ends_with_the_same_bytes(config, tmp_path):
+    path = tmp_path / "c.yaml"
+    common = ["checkpoint.every_steps=3", "train.epochs=8"]
+    path.write_text(to_yaml(config(*common)))
+    run = tmp_path / "run"
+    killed = start(path)
+    wait_for_checkpoint(run, killed)
+    killed.kill()
+    killed.communicate()
+    assert not (run / "backbone.safetensors").exists()
+    resumed = start(path, "--resume", "auto")
+    assert resumed.wait() == 0, resumed.communicate()[1]
+    whole = start(path, f"run.dir={tmp_path / 'whole'}")
+    assert whole.wait() == 0
+    exported = [(d / "backbone.safetensors").read_bytes() for d in (run, tmp_path / "whole")]
+    assert exported[0] == exported[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits(config, tmp_path, number, code):
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(config("checkpoint.every_steps=3", "train.epochs=50")))
+    process = start(path)
+    wait_for_checkpoint(tmp_path / "run", process)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == code
+    saved = int(sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[-1].stem.split("-")[1])
+    assert f"saved at step {saved}; continue with --resume auto" in err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_never_waits_for_the_device(config):
+    trainer = Trainer(config("train.device=cuda"))
+    batches = list(trainer.loader)
+    trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, momentum=0.9)
+    trainer.train_step(batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
+    from vssl.engine.capture import CapturedStep
+
+    runs = [Trainer(config("train.device=cuda", "train.amp=off", f"run.dir={tmp_path / name}")) for name in "ab"]
+    runners = [runs[0].train_step, CapturedStep(runs[1].train_step)]
+    for trainer, run in zip(runs, runners, strict=True):
+        for batch in trainer.loader:
+            trainer._schedule_step()
+            run(batch)
+            trainer.step += 1
+    for a, b in zip(everything(runs[0]), everything(runs[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,137 @@
+"""Optimizers against by-hand references, masked steps, schedules."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vssl.optim import LARS, Schedule, build_optimizer, set_learning_rate
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def gradients(model, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        weight.grad = scale * torch.randn(weight.shape, generator=generator)
+
+
+def reference_lars(weight, grad, buffer, lr, momentum, decay, eta, adapt):
+    if adapt:
+        norm, grad_norm = weight.norm(), grad.norm()
+        local = eta * norm / (grad_norm + decay * norm) if norm > 0 and grad_norm > 0 else lr
+        grad = (grad + decay * weight) * min(float(local) / lr, 1.0)
+    buffer = momentum * buffer + grad
+    return weight - lr * buffer, buffer
+
+
+@pytest.mark.parametrize("lr", [0.01, 2.0])  # the local rate is clipped at the first, not at the second
+def test_lars_is_the_papers_formula(lr):
+    model = network()
+    optimizer = build_optimizer([model], "lars", torch.tensor(lr), weight_decay=0.1, momentum=0.9, eta=0.02)
+    expected = {n: (w.detach().clone(), torch.zeros_like(w)) for n, w in model.named_parameters()}
+    for step in range(3):
+        gradients(model, step)
+        for name, weight in model.named_parameters():
+            old, buffer = expected[name]
+            expected[name] = reference_lars(old, weight.grad, buffer, lr, 0.9, 0.1, 0.02, adapt=weight.ndim > 1)
+        optimizer.step()
+        for name, weight in model.named_parameters():
+            torch.testing.assert_close(weight.detach(), expected[name][0], msg=name)
+
+
+def test_lars_takes_plain_steps_from_a_weight_of_zero():
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = LARS([{"params": [weight]}], torch.tensor(0.5), 0.9, 0.0, 0.02)
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), -0.5))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_optimizers_equal_the_plain_ones(name):
+    ours, theirs = network(), network()
+    plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+    extra = {"momentum": 0.9} if name == "sgd" else {}
+    decayed = [w for w in theirs.parameters() if w.ndim > 1]
+    rest = [w for w in theirs.parameters() if w.ndim <= 1]
+    reference = plain([{"params": decayed}, {"params": rest, "weight_decay": 0}], 0.1, weight_decay=0.2, **extra)
+    optimizer = build_optimizer([ours], name, torch.tensor(0.1), weight_decay=0.2, momentum=0.9, eta=0.0)
+    for step in range(3):
+        gradients(ours, step)
+        gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_a_bad_step_changes_neither_weights_nor_state(name):
+    model, twin = network(), network()
+    optimizers = [
+        build_optimizer([m], name, torch.tensor(0.1), weight_decay=0.1, momentum=0.9, eta=0.02) for m in (model, twin)
+    ]
+    for step in range(4):
+        for m, optimizer in zip((model, twin), optimizers, strict=True):
+            if step == 2 and m is twin:
+                continue  # the twin never sees the bad step
+            gradients(m, step, scale=math.nan if step == 2 else 1.0)
+            optimizer.found_inf = torch.tensor(float(step == 2))
+            optimizer.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_state_continues_exactly(name):
+    def fresh(model):
+        return build_optimizer([model], name, torch.tensor(0.1), weight_decay=0.1, momentum=0.9, eta=0.02)
+
+    model = network()
+    optimizer = fresh(model)
+    gradients(model, 0)
+    optimizer.step()
+    twin = network()
+    twin.load_state_dict(model.state_dict())
+    restored = fresh(twin)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for m, o in ((model, optimizer), (twin, restored)):
+        set_learning_rate(o, 0.05)
+        gradients(m, 1)
+        o.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_biases_and_norms_are_neither_decayed_nor_adapted():
+    model = network()
+    optimizer = build_optimizer([model], "lars", torch.tensor(0.1), weight_decay=0.1, momentum=0.9, eta=0.02)
+    decayed, plain = optimizer.param_groups
+    assert {w.ndim for w in decayed["params"]} == {2} and decayed["weight_decay"] == 0.1 and decayed["adapt"]
+    assert {w.ndim for w in plain["params"]} == {1} and plain["weight_decay"] == 0.0 and not plain["adapt"]
+
+
+def test_warm_up_rises_linearly_then_the_cosine_falls_to_zero():
+    schedule = Schedule(lr=2.0, tau=0.9, steps=100, warmup_steps=10)
+    rates = [schedule.learning_rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.0)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and 0 < rates[-1] < 0.01
+
+
+def test_without_warm_up_the_first_rate_is_the_peak():
+    assert Schedule(lr=2.0, tau=0.9, steps=5, warmup_steps=0).learning_rate(0) == 2.0
+
+
+def test_teacher_momentum_rises_to_one():
+    schedule = Schedule(lr=1.0, tau=0.9, steps=100, warmup_steps=0)
+    assert schedule.momentum(0) == pytest.approx(0.9)
+    assert schedule.momentum(50) == pytest.approx(0.95)
+    assert schedule.momentum(100) == pytest.approx(1.0)

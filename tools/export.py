@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Export a run's backbone with torchvision's keys: python tools/export.py runs/cifar10 --out backbone.safetensors"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.errors import UserError, run_command
+from vssl.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run directory (its newest) or a file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    arguments = parser.parse_args()
+    source = arguments.source
+    state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
+    if state is None:
+        raise UserError(f"{source} holds no whole checkpoint")
+    weights = backbone_weights(state["student"])
+    export_backbone(weights, arguments.out)
+    print(f"{arguments.out}: {len(weights)} tensors of step {state['step']}")
+
+
+if __name__ == "__main__":
+    run_command(main)

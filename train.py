@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Pretrain a backbone: python train.py -c configs/cifar10_fast.yaml [key=value ...]"""
+
+import argparse
+import sys
+
+from pipelines.errors import run_command
+from vssl.config import load_config, to_yaml
+from vssl.engine import Stopped, Trainer
+from vssl.recipes import resolve
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
+    parser.add_argument("--resume", metavar="auto|PATH", help="continue from the newest, or from this, checkpoint")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(to_yaml(resolve(config)), end="")
+        return 0
+    trainer = Trainer(config, arguments.resume)
+    try:
+        trainer.fit()
+    except Stopped as stop:
+        print(f"{stop}: saved at step {trainer.step}; continue with --resume auto", file=sys.stderr)
+        return stop.code
+    if trainer.knn_first is not None:
+        print(f"kNN top-1 untrained: {trainer.knn_first:.3f}")
+        print(f"kNN top-1 trained: {trainer.knn_last:.3f}")
+    for path in sorted(trainer.directory.path.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

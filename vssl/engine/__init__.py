@@ -1,0 +1,5 @@
+"""The engine: the step, how it is compiled and captured, and the loop around it."""
+
+from vssl.engine.trainer import Stopped, Trainer
+
+__all__ = ["Stopped", "Trainer"]

@@ -1,0 +1,38 @@
+"""Compiling the step, with a fall-back to eager that says why."""
+
+import sys
+import time
+
+import torch
+
+from pipelines.types import Batch
+from vssl.engine.step import TrainStep
+
+__all__ = ["compile_step"]
+
+
+def compile_step(step: TrainStep, batch: Batch) -> bool:
+    """Compile ``step`` for batches like ``batch``, forward and backward, without training on it.
+
+    Where the compiler fails (no C++ compiler, an operation it does not know), the step stays eager and one line on
+    standard error says why.
+
+    Returns:
+        Whether the step is compiled now.
+    """
+    started = time.perf_counter()
+    buffers = [buffer.clone() for buffer in step.student.buffers()]
+    step.compile()
+    try:
+        step.backward(batch)
+    except Exception as error:  # the compiler's errors have no common ancestor
+        reason = str(error).strip().split("\n")[0]
+        print(f"torch.compile failed, the step runs eager: {type(error).__name__}: {reason}", file=sys.stderr)
+        step.eager()
+        return False
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(step.student.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    print(f"compiled the step in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    return True

@@ -1,0 +1,62 @@
+"""Where and how precisely to compute: device and automatic mixed precision."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import UserError
+
+__all__ = ["LossScale", "autocast", "resolve_amp", "resolve_device"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is a GPU where there is one. Raises UserError for ``cuda`` without a GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no CUDA device here; use train.device=cpu or auto")
+    return torch.device(name)
+
+
+def resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to, or None. ``auto``: bf16 on GPUs that have it, fp16 on others, off on CPUs (few have
+    units for bf16, and without them it is many times slower). Raises UserError for fp16 on a CPU."""
+    if name == "auto":
+        if device.type == "cpu":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("train.amp=fp16 needs a GPU; use bf16 or off")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> Callable[[], AbstractContextManager]:
+    """A function that gives the autocast context (one that does nothing for None)."""
+    # The cache of cast weights would outlive a captured graph's replays.
+    return lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
+
+
+class LossScale:
+    """Dynamic loss scaling for fp16, wholly on the device: torch.amp.GradScaler's rule without its host-side step.
+
+    Without fp16 the scale is 1 and never moves.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scale = torch.full((), 2.0**16 if enabled else 1.0, device=device)
+        self.growth_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    def update(self, found_inf: Tensor) -> None:
+        """Halve after an overflow, double after 2,000 steps without one."""
+        if self.enabled:
+            torch._amp_update_scale_(self.scale, self.growth_steps, found_inf, 2.0, 0.5, 2000)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"scale": self.scale, "growth_steps": self.growth_steps}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.scale.copy_(state["scale"])
+        self.growth_steps.copy_(state["growth_steps"])

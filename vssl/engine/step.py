@@ -1,0 +1,175 @@
+"""One training step: augment, teacher, student, objective, backward, optimizer, moving average. No host sync inside."""
+
+import torch
+from pipelines.augment import Augment
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from pipelines.counter import normal
+from pipelines.types import Batch
+from vssl.config import Config
+from vssl.engine.precision import LossScale, autocast
+from vssl.evaluation import OnlineProbe
+from vssl.metrics import MeanAccumulator, feature_std
+from vssl.models import Student, Teacher, per_view
+from vssl.optim import build_optimizer, set_learning_rate
+
+__all__ = ["TrainStep"]
+
+_NOISE_STREAM = 1000  # of the counter-based numbers; streams 0 and 1 are the views
+
+
+class TrainStep:
+    """All that a step changes, and the step itself.
+
+    A step whose loss or gradient is not finite changes neither weights, optimizer state, teacher nor buffers; the
+    ``bad_steps`` counter on the device grows by one instead, for the log branch to read.
+
+    Args:
+        config: resolved.
+        augment: makes the two views.
+        student, objective: on the device, channels_last.
+        probe: the online probe, or None.
+        amp: dtype to autocast to, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        augment: Augment,
+        student: Student,
+        objective: nn.Module,
+        probe: OnlineProbe | None,
+        device: torch.device,
+        amp: torch.dtype | None,
+    ) -> None:
+        self.config, self.augment, self.objective = config, augment, objective
+        self.student, self.probe = student, probe
+        self.teacher = Teacher(student.encoder)
+        self.autocast = autocast(device, amp)
+        self.loss_scale = LossScale(device, enabled=amp == torch.float16)
+        optim = config.optim
+        self.optimizer = build_optimizer(
+            [student], optim.name, torch.zeros((), device=device), optim.weight_decay, optim.momentum, optim.eta
+        )
+        self.probe_optimizer = None
+        if probe is not None:
+            self.probe_optimizer = build_optimizer([probe], "sgd", torch.zeros((), device=device), 0.0, 0.9, 0.0)
+        self.metrics = MeanAccumulator()
+        # What changes from step to step enters as tensors, so that a compiled or captured step sees it.
+        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+        self.ema_weight = torch.zeros((), device=device)
+        self.bad_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._weights = [w for w in student.parameters() if w.requires_grad]
+        self._buffers = [b for b in student.buffers() if b.is_floating_point()]
+        self._saved_buffers = [b.clone() for b in self._buffers]
+        self._apply = augment.apply
+        self._forward = self._forward_loss
+
+    def compile(self) -> None:
+        """Compile the augmentation (on GPUs; on CPUs it is slower compiled) and forward with loss, into one graph each.
+
+        Nothing is compiled before the first batch arrives.
+        """
+        self._forward = torch.compile(self._forward_loss, fullgraph=True, dynamic=False)
+        if self.epoch.is_cuda:
+            self._apply = torch.compile(self.augment.apply, fullgraph=True, dynamic=False)
+
+    def eager(self) -> None:
+        """Take ``compile`` back."""
+        self._apply, self._forward = self.augment.apply, self._forward_loss
+
+    def set_schedule(self, epoch: int, lr: float, probe_lr: float, momentum: float) -> None:
+        """Write the step's epoch, learning rates and teacher momentum into the tensors that the step reads."""
+        self.epoch.fill_(epoch)
+        set_learning_rate(self.optimizer, lr)
+        if self.probe_optimizer is not None:
+            set_learning_rate(self.probe_optimizer, probe_lr)
+        self.ema_weight.fill_(1.0 - momentum)
+
+    def __call__(self, batch: Batch) -> None:
+        """Train on a batch; its metrics go to ``metrics``."""
+        torch._foreach_copy_(self._saved_buffers, self._buffers)
+        metrics = self.backward(batch)
+        self._update(metrics)
+        self.metrics.add(metrics)
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of a batch, micro-batch by micro-batch, times the loss scale; returns the mean of their metrics."""
+        for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
+            optimizer.zero_grad(set_to_none=False)
+        parts = self.config.train.accumulate
+        totals: dict[str, Tensor] = {}
+        for micro in zip(*(part.chunk(parts) for part in batch), strict=True):
+            pixels, size, labels, index = micro
+            params = self.augment.sample_params(self.config.train.seed, self.epoch, index, size)
+            views = self._apply(pixels, params)
+            loss, metrics = self._forward(views, self._noise(index), labels)
+            (loss * (self.loss_scale.scale / parts)).backward()
+            totals = {name: totals.get(name, 0.0) + value / parts for name, value in metrics.items()}
+        return totals
+
+    def _noise(self, index: Tensor) -> Tensor | None:
+        """Standard normal numbers float32 [2B, D] for objectives that sample, by (seed, epoch, image, view)."""
+        if not self.objective.needs_noise:
+            return None
+        seed, latent = self.config.train.seed, self.config.model.latent
+        return torch.cat([normal(seed, self.epoch, index, _NOISE_STREAM + view, latent) for view in (0, 1)])
+
+    def _forward_loss(self, views: Tensor, noise: Tensor | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """views [2B, 3, S, S], noise [2B, D] or None, labels [B] -> loss and detached scalars."""
+        with self.autocast():
+            with torch.no_grad():
+                _, target = per_view(self.teacher.encoder, views)
+            features, prediction = per_view(self.student, views)
+        outputs = self.objective(prediction, target, noise)
+        metrics = {name: value.detach() for name, value in outputs.items()}
+        metrics["feature_std"] = feature_std(features.detach()[: len(labels)])
+        loss = outputs["loss"]
+        if self.probe is not None:
+            probe_loss = self.probe.loss(features, labels)
+            metrics["probe_loss"] = probe_loss.detach()
+            loss = loss + probe_loss
+        return loss, metrics
+
+    @torch.no_grad()
+    def _update(self, metrics: dict[str, Tensor]) -> None:
+        """Optimizers, moving average and buffers; nothing moves if the loss or a gradient is not finite."""
+        gradients = [w.grad for w in self._weights]
+        norm = get_total_norm(gradients, foreach=True) / self.loss_scale.scale
+        metrics["grad_norm"] = norm
+        good = torch.isfinite(norm) & torch.isfinite(metrics["loss"])
+        found_inf = 1.0 - good.float()
+        limit = self.config.train.clip_grad
+        if limit > 0 or self.loss_scale.enabled:
+            factor = (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else 1.0
+            torch._foreach_mul_(gradients, factor / self.loss_scale.scale)
+        for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
+            optimizer.found_inf = found_inf  # torch's fused optimizers and ours leave everything alone where it is 1
+            optimizer.step()
+        for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
+            buffer.copy_(torch.where(good, buffer, saved))
+        self.teacher.update(self.ema_weight * good)
+        self.bad_steps += ~good
+        self.loss_scale.update(found_inf)
+
+    def state_dict(self) -> dict:
+        """Everything that a resumed run needs; see ``load_state_dict``."""
+        state = {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
+        }
+        if self.probe is not None:
+            state |= {"probe": self.probe.state_dict(), "probe_optimizer": self.probe_optimizer.state_dict()}
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.student.load_state_dict(state["student"])
+        self.teacher.encoder.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss_scale.load_state_dict(state["loss_scale"])
+        if self.probe is not None:
+            self.probe.load_state_dict(state["probe"])
+            self.probe_optimizer.load_state_dict(state["probe_optimizer"])

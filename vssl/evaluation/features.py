@@ -1,0 +1,36 @@
+"""Features of a packed split, computed once, in evaluation mode."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.types import Loader
+
+__all__ = ["extract_features"]
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module, loader: Loader, prepare: Callable[[Tensor, Tensor], Tensor], autocast: Callable
+) -> tuple[Tensor, Tensor]:
+    """Run ``backbone`` in evaluation mode over one pass of an evaluation loader; its mode is put back afterwards.
+
+    Args:
+        prepare: ``Augment.evaluate``: (pixels, size) to normalised images.
+        autocast: gives the context to run the backbone in.
+
+    Returns:
+        features float32 [N, F] and labels int64 [N], on the device.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    features, labels = [], []
+    loader.set_epoch(0)
+    for batch in loader:
+        images = prepare(batch.pixels, batch.size)
+        with autocast():
+            features.append(backbone(images).float())
+        labels.append(batch.labels)
+    backbone.train(was_training)
+    return torch.cat(features), torch.cat(labels)

@@ -1,0 +1,102 @@
+"""Metrics that stay on the device until a log line is due; then metrics.jsonl, TensorBoard and a progress bar."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+__all__ = ["MeanAccumulator", "MetricsWriter", "feature_std"]
+
+
+def feature_std(features: Tensor) -> Tensor:
+    """Spread of features [N, F]: sqrt(F) times the mean over dimensions of the std of unit features.
+
+    About 1 where directions are spread evenly, 0 at collapse (Chen and He, arXiv 2011.10566, section 4.1). A scalar.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    return unit.shape[1] ** 0.5 * unit.std(dim=0).mean()
+
+
+class MeanAccumulator:
+    """Running means of named scalars, on their device: adding costs no host sync, reading costs one.
+
+    Everything is in place, so that a captured step may do the adding.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._total: Tensor | None = None  # sums, then the count
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Scalars, the same names every time."""
+        scalars = [value.detach().float() for value in values.values()]
+        row = torch.stack([*scalars, torch.ones_like(scalars[0])])
+        if self._total is None:
+            self._names, self._total = list(values), torch.zeros_like(row)
+        self._total += row
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading. One device-to-host copy."""
+        *sums, count = self._total.tolist()
+        self._total.zero_()
+        return {name: value / count for name, value in zip(self._names, sums, strict=True)}
+
+
+class MetricsWriter:
+    """One JSON object a line in ``metrics.jsonl``; TensorBoard events where it is installed; a bar on a terminal.
+
+    Args:
+        directory: the run directory.
+        steps, done: of the whole run, and how many of them are behind us.
+    """
+
+    def __init__(self, directory: Path, steps: int, done: int) -> None:
+        self._file = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in close)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(directory), purge_step=done)
+        except ImportError:
+            self._tensorboard = None
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=not interactive, dynamic_ncols=True)
+        self._interactive = interactive
+        self._shown: dict[str, str] = {}
+        self._started = time.perf_counter()
+
+    def write(self, step: int, epoch: float, **values: float) -> None:
+        """Write what was measured at ``step``."""
+        line = {"step": step, "epoch": round(epoch, 4), **values}
+        self._file.write(json.dumps(line) + "\n")
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        short = {
+            "loss": ".3f",
+            "feature_std": ".3f",
+            "knn_top1": ".3f",
+            "online_top1": ".3f",
+            "images_per_second": ",.0f",
+        }
+        self._shown |= {name: format(values[name], spec) for name, spec in short.items() if name in values}
+        self._bar.set_postfix(self._shown, refresh=False)
+        if not self._interactive and "knn_top1" in values:
+            elapsed = time.perf_counter() - self._started
+            print(
+                f"epoch {epoch:g} step {step} {elapsed:.0f}s", *(f"{k} {v}" for k, v in self._shown.items()), flush=True
+            )
+
+    def advance(self, step: int) -> None:
+        """Move the bar; it redraws itself a few times a second."""
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        self._file.close()
+        self._bar.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()

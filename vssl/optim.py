@@ -1,0 +1,132 @@
+"""Optimizers that run on the device alone, parameter groups, and schedules."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LARS", "OptimConfig", "Schedule", "build_optimizer", "set_learning_rate"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedules. ``null`` means the method's own recipe."""
+
+    name: Literal["lars", "sgd", "adamw"] | None = None
+    lr: float | None = None  # for a batch of 256: the rate used is lr * data.batch_size / 256
+    weight_decay: float | None = None
+    momentum: float = 0.9  # lars, sgd
+    eta: float = 0.02  # lars: trust coefficient
+    warmup_epochs: float = 10.0  # linear from 0; at most a tenth of the run
+    tau: float | None = None  # the teacher's momentum at the start; rises to 1 by a cosine
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling with momentum.
+
+    You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, arXiv 1708.03888; with the clipping of
+    the local rate (LARC) and the exclusion of biases and norms from adaptation and decay that BYOL's recipes use:
+    for an adapted weight  g <- min(eta |w| / (|g| + wd |w|) / lr, 1) * (g + wd w), then momentum SGD.
+
+    All arithmetic is foreach over tensors on the device. A scalar tensor ``found_inf`` set as an attribute (the
+    convention of torch's fused optimizers) turns a step into no change at all where it is 1.
+
+    Args:
+        groups: parameter groups; a group's ``adapt`` (default True) says whether its rates are adapted.
+        lr: learning rate, a float32 scalar tensor.
+        momentum, weight_decay, eta: as above.
+    """
+
+    def __init__(self, groups: list[dict], lr: Tensor, momentum: float, weight_decay: float, eta: float) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
+        super().__init__(groups, defaults)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if weights:
+                self._step_group(group, weights, found_inf)
+
+    def _step_group(self, group: dict, weights: list[Tensor], found_inf: Tensor | None) -> None:
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        grads = [w.grad for w in weights]
+        buffers = [self.state[w]["momentum_buffer"] for w in weights]
+        if group["adapt"]:
+            weight_norms = torch.stack(torch._foreach_norm(weights))
+            grad_norms = torch.stack(torch._foreach_norm(grads))
+            local = group["eta"] * weight_norms / (grad_norms + decay * weight_norms + 1e-8)
+            # A weight or a gradient of zero leaves nothing to adapt to.
+            adapted = (weight_norms > 0) & (grad_norms > 0)
+            trust = torch.where(adapted, (local / lr).clamp(max=1.0), 1.0)
+            grads = torch._foreach_mul(torch._foreach_add(grads, weights, alpha=decay), list(trust.unbind()))
+        if found_inf is not None:
+            # 0 * inf is not 0, so a bad step's gradients are replaced, then neither buffer nor weight moves.
+            bad = found_inf > 0
+            grads = [torch.where(bad, 0.0, g) for g in grads]
+            momentum = torch.where(bad, 1.0, momentum)
+            lr = torch.where(bad, 0.0, lr)
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads)
+        torch._foreach_sub_(weights, torch._foreach_mul(buffers, lr))
+
+
+def build_optimizer(
+    modules: list[nn.Module], name: str, lr: Tensor, weight_decay: float, momentum: float, eta: float
+) -> torch.optim.Optimizer:
+    """A fused optimizer over the modules' weights; biases and norms (one dimension) have neither decay nor adaptation.
+
+    ``lr`` is a float32 scalar tensor on the weights' device, shared by all groups: a schedule writes into it.
+    """
+    weights = [w for module in modules for w in module.parameters() if w.requires_grad]
+    groups = [
+        {"params": [w for w in weights if w.ndim > 1]},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "lars":
+        groups[1]["adapt"] = False
+        return LARS(groups, lr, momentum, weight_decay, eta)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    # capturable exists on accelerators only; fused keeps the step count on the device there.
+    return torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Write a rate into the optimizer's own tensors: a compiled or captured step reads them."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(lr)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and teacher momentum of every step.
+
+    Args:
+        lr: peak learning rate (already scaled by the batch).
+        tau: the teacher's momentum at the first step.
+        steps: of the whole run.
+        warmup_steps: of linear warm-up; the caller keeps it below ``steps``.
+    """
+
+    lr: float
+    tau: float
+    steps: int
+    warmup_steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to 0 (Loshchilov and Hutter, arXiv 1608.03983, without restarts)."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def momentum(self, step: int) -> float:
+        """tau(k) = 1 - (1 - tau_0) (cos(pi k / K) + 1) / 2 (BYOL, arXiv 2006.07733, section 3.2)."""
+        return 1.0 - (1.0 - self.tau) * (math.cos(math.pi * step / self.steps) + 1.0) / 2.0
