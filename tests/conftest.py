@@ -1,5 +1,11 @@
 """Small real data and small configs, shared by the tests."""
 
+import os
+
+# Small tensors gain nothing from threads, and threads that wait for each other in a busy machine lose much. Set before
+# torch is imported, and inherited by the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from pipelines.convert import convert

@@ -75,7 +75,7 @@ def test_a_broken_file_is_one_clear_line(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="cannot read the config .*absent.yaml"):
+    with pytest.raises(UserError, match=r"cannot read the config .*absent\.yaml"):
         load_config(tmp_path / "absent.yaml")
 
 

@@ -59,7 +59,7 @@ def test_given_weights_that_do_not_fit_are_one_clear_line(tmp_path):
     backbone, _ = build_backbone("resnet18", "imagenet", 224)
     with pytest.raises(UserError, match="does not fit the backbone"):
         load_backbone_weights(backbone, str(tmp_path / "w.safetensors"))
-    with pytest.raises(UserError, match="cannot read model.weights"):
+    with pytest.raises(UserError, match=r"cannot read model\.weights"):
         load_backbone_weights(backbone, str(tmp_path / "absent.safetensors"))
 
 

@@ -1,10 +1,10 @@
 """One training step: augment, teacher, student, objective, backward, optimizer, moving average. No host sync inside."""
 
 import torch
-from pipelines.augment import Augment
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from pipelines.augment import Augment
 from pipelines.counter import normal
 from pipelines.types import Batch
 from vssl.config import Config

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+
 from pipelines.augment import Augment
 from pipelines.build import build_loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
-from pipelines.packed import open_packed
-
 from pipelines.errors import UserError
+from pipelines.packed import open_packed
 from pipelines.types import Batch
 from vssl.checkpoint import backbone_weights, export_backbone
 from vssl.config import Config

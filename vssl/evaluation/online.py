@@ -1,11 +1,11 @@
 """Evaluation while a run goes on: kNN of the student's backbone, and the online probe's accuracy."""
 
 import torch
+from torch import nn
+
 from pipelines.augment import Augment
 from pipelines.build import build_loader
 from pipelines.packed import Packed
-from torch import nn
-
 from vssl.evaluation.features import extract_features
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.probe import OnlineProbe
