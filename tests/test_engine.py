@@ -99,7 +99,9 @@ def test_other_methods_train_in_the_same_engine(config, tmp_path, objective):
 @pytest.mark.parametrize("form", ["gaussian", "cosine"])
 @pytest.mark.parametrize("likelihood", ["prior", "predictive"])
 def test_vssl_learns(config, tmp_path, form, likelihood):
-    Trainer(config(f"objective.form={form}", f"objective.likelihood={likelihood}", "train.epochs=4")).fit()
+    Trainer(
+        config(f"objective.form={form}", f"objective.likelihood={likelihood}", "optim.lr=0.03", "train.epochs=4")
+    ).fit()
     measured = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert measured[-1]["loss"] < measured[0]["loss"]
     assert measured[-1]["feature_std"] > 0.05
