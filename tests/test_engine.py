@@ -1,6 +1,7 @@
 """The step and the loop: what a step changes, exact resume, bad steps, the run directory."""
 
 import copy
+import dataclasses
 import json
 import signal
 import subprocess
@@ -192,6 +193,17 @@ def test_a_run_whose_loss_is_not_finite_stops_with_a_diagnosis_and_keeps_its_che
         trainer.fit()
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert "step-000000003.pt" in kept
+
+
+def test_a_collapse_raises_an_alarm_once(config, capsys):
+    trainer = Trainer(config())
+    with torch.no_grad():  # an encoder that says the same of every image
+        trainer.train_step.student.encoder.backbone.layer3[0].bn2.weight.zero_()
+        trainer.train_step.student.encoder.backbone.layer3[0].downsample[1].weight.zero_()
+        trainer.train_step.student.encoder.backbone.layer3[0].downsample[1].bias.fill_(1.0)
+    trainer.schedule = dataclasses.replace(trainer.schedule, lr=0.0)
+    trainer.fit()
+    assert capsys.readouterr().err.count("collapse: at step 4 feature_std is 0.0") == 1
 
 
 def test_accumulation_averages_the_gradients_of_micro_batches(config, tmp_path):

@@ -32,6 +32,8 @@ from vssl.recipes import resolve
 
 __all__ = ["Stopped", "Trainer"]
 
+COLLAPSED = 0.05  # feature_std below this: untrained encoders have about 0.4, healthy ones 0.4 to 1
+
 
 class Stopped(Exception):
     """A signal asked the run to stop; everything is saved. ``code``: the process's exit code, 128 + signal."""
@@ -80,6 +82,7 @@ class Trainer:
         self.knn_first: float | None = None
         self.knn_last: float | None = None
         self._signal: int | None = None
+        self._alarmed = False
         if self.directory.state is not None:
             self._restore(self.directory.state)
         elif resume == "auto":
@@ -192,6 +195,13 @@ class Trainer:
             raise UserError(
                 f"the loss or a gradient was not finite in {bad} steps before step {self.step}; they "
                 "changed nothing and the last checkpoint is kept: lower optim.lr or set train.clip_grad"
+            )
+        if values["feature_std"] < COLLAPSED and not self._alarmed:
+            self._alarmed = True
+            print(
+                f"collapse: at step {self.step} feature_std is {values['feature_std']:.3f}; the encoder hardly tells one "
+                "image from another",
+                file=sys.stderr,
             )
         self._start_clock()
 
