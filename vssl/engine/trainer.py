@@ -199,8 +199,8 @@ class Trainer:
         if values["feature_std"] < COLLAPSED and not self._alarmed:
             self._alarmed = True
             print(
-                f"collapse: at step {self.step} feature_std is {values['feature_std']:.3f}; the encoder hardly tells one "
-                "image from another",
+                f"collapse: at step {self.step} feature_std is {values['feature_std']:.3f}; to the encoder all images "
+                "look nearly alike",
                 file=sys.stderr,
             )
         self._start_clock()
