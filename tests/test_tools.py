@@ -1,0 +1,64 @@
+"""The small programs, run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vssl.engine import Trainer
+
+TOOLS = sorted(Path("tools").glob("*.py"))
+
+
+def run(*command):
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def finished(config, tmp_path):
+    trainer = Trainer(config("train.epochs=1", "eval.every=1"))
+    trainer.fit()
+    trainer.directory.close()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_a_tool_is_executable_and_explains_itself(tool):
+    assert os.access(tool, os.X_OK) and tool.read_text().startswith("#!/usr/bin/env python\n")
+    result = run(tool, "--help")
+    assert result.returncode == 0 and "usage:" in result.stdout
+
+
+def test_an_exported_checkpoint_is_the_runs_own_backbone(finished, tmp_path):
+    newest = sorted((finished / "checkpoints").iterdir())[-1]
+    for source in (finished, newest):
+        assert run("tools/export.py", source, "--out", tmp_path / "b.safetensors").returncode == 0
+        assert (tmp_path / "b.safetensors").read_bytes() == (finished / "backbone.safetensors").read_bytes()
+
+
+def test_curves_are_drawn(finished, tmp_path):
+    assert run("tools/plot.py", finished, "--out", tmp_path / "p.png").returncode == 0
+    assert Image.open(tmp_path / "p.png").width > 500
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["tools/export.py", "absent", "--out", "b"], "no checkpoint at absent"),
+        (["tools/plot.py", "absent", "--out", "p.png"], "cannot read absent/metrics.jsonl"),
+        (["train.py", "-c", "absent.yaml"], "cannot read the config absent.yaml"),
+        (["train.py", "-c", "configs/demo.yaml", "data.dir=absent"], "absent"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(command, message):
+    result = run(*command)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
+
+
+def test_print_config_shows_every_null_resolved():
+    result = run("train.py", "-c", "configs/in100_fast.yaml", "objective.name=byol", "--print-config")
+    assert result.returncode == 0 and "  lr: 0.5\n" in result.stdout and "predictor_hidden: 8192" in result.stdout
