@@ -30,9 +30,9 @@ class ViewParams(NamedTuple):
     solarize: Tensor  # bool [B, 2]
 
 
-# Uniform numbers a view: crop, flip, whether to jitter, its four amounts, their order, grey, whether to blur, how
-# much, solarize.
-_DRAWS = (CROP_DRAWS, 1, 1, 4, 4, 1, 1, 1, 1)
+# Uniform numbers a view: the crop; the amounts of the colour jitter; its order; one each for whether to flip, jitter,
+# turn grey, blur and solarize, and for sigma.
+_DRAWS = (CROP_DRAWS, 4, 4, 6)
 
 
 class Augment:
@@ -69,30 +69,27 @@ class Augment:
         """
         config = self.config
         numbers = torch.stack([uniform(seed, epoch, index, view, sum(_DRAWS)) for view in (0, 1)], dim=1)
-        crop, flip, jitter, amounts, order, grey, blur, sigma, sol = numbers.split(_DRAWS, dim=-1)
-        jitter = jitter < config.jitter
-
-        def amount(place: int, strength: float, neutral: float) -> Tensor:
-            low, high = neutral - strength, neutral + strength
-            if neutral == 1:
-                low = max(low, 0.0)
-            drawn = low + (high - low) * amounts[..., place : place + 1]
-            return torch.where(jitter, drawn, neutral).squeeze(-1).to(torch.float32)
-
+        crop, amounts, order, others = numbers.split(_DRAWS, dim=-1)
+        flip, jitter, grey, blur, solarize, sigma = others.unbind(dim=-1)
+        ranges = [(max(0.0, 1 - x), 1.0, 1 + x) for x in (config.brightness, config.contrast, config.saturation)]
+        ranges.append((-config.hue, 0.0, config.hue))
+        brightness, contrast, saturation, hue = (
+            torch.where(jitter < config.jitter, low + (high - low) * amount, neutral).to(torch.float32)
+            for amount, (low, neutral, high) in zip(amounts.unbind(dim=-1), ranges, strict=True)
+        )
         low, high = config.blur_sigma
-        sigma = (low + (high - low) * sigma).to(torch.float32)
         return ViewParams(
             size=size,
             crop=sample_crops(crop, size, config.scale, config.ratio),
-            flip=flip.squeeze(-1) < config.flip,
+            flip=flip < config.flip,
             order=(order[..., None] > order[..., None, :]).sum(dim=-1),
-            brightness=amount(0, config.brightness, 1.0),
-            contrast=amount(1, config.contrast, 1.0),
-            saturation=amount(2, config.saturation, 1.0),
-            hue=amount(3, config.hue, 0.0),
-            grey=grey.squeeze(-1) < config.grey,
-            blur=torch.where(_below(blur, config.blur), sigma.squeeze(-1), 0.0),
-            solarize=_below(sol, config.solarize),
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            grey=grey < config.grey,
+            blur=torch.where(_below(blur, config.blur), low + (high - low) * sigma, 0.0).to(torch.float32),
+            solarize=_below(solarize, config.solarize),
         )
 
     def apply(self, pixels: Tensor, params: ViewParams) -> Tensor:
@@ -170,5 +167,5 @@ def _flat(value: Tensor) -> Tensor:
 
 
 def _below(numbers: Tensor, shares: tuple[float, float]) -> Tensor:
-    """bool [B, 2]: each view's number [B, 2, 1] against the share of its own."""
-    return torch.stack([numbers[:, view, 0] < share for view, share in enumerate(shares)], dim=1)
+    """bool [B, 2]: the numbers [B, 2] against a share for each view."""
+    return torch.stack([number < share for number, share in zip(numbers.unbind(1), shares, strict=True)], dim=1)

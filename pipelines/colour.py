@@ -5,6 +5,8 @@ operations into one pass over the pixels. Parameters have the shape [N, 1, 1]. W
 gives what its namesake in ``torchvision.transforms.v2.functional`` gives for float images.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -124,15 +126,26 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     Returns:
         float32 [N, C, S, S].
     """
-    count, channels, side, _ = images.shape
+    side = images.shape[-1]
     radius = min(max(1, side // 20), side - 1)
     offset = torch.arange(-radius, radius + 1, device=images.device)
     # Of a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
     kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)
-    groups = count * channels
-    kernel = kernel[:, None].expand(-1, channels, -1).reshape(groups, 1, -1)
-    padded = functional.pad(images, (radius,) * 4, mode="reflect")
-    padded = padded.reshape(1, groups, side + 2 * radius, side + 2 * radius)
-    blurred = functional.conv2d(padded, kernel[..., None], groups=groups)
-    blurred = functional.conv2d(blurred, kernel[:, :, None], groups=groups)
-    return blurred.reshape(images.shape)
+    for axis in (3, 2):
+        left, right = images.narrow(axis, 1, radius), images.narrow(axis, side - 1 - radius, radius)
+        images = _convolve(torch.cat([left.flip(axis), images, right.flip(axis)], dim=axis), kernel, axis)
+    return images
+
+
+def _convolve(images: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Filter [N, C, H, W] along an axis, without padding, with a kernel [N, K] for every image."""
+    count, taps = kernel.shape
+    if torch.compiler.is_compiling():  # fused into one pass over the pixels; without a compiler this takes K passes
+        length = images.shape[axis] - taps + 1
+        shifted = [kernel[:, k, None, None, None] * images.narrow(axis, k, length) for k in range(taps)]
+        return functools.reduce(torch.add, shifted)
+    channels = images.shape[1]
+    shape = (1, taps) if axis == 3 else (taps, 1)
+    kernel = kernel[:, None].expand(-1, channels, -1).reshape(count * channels, 1, *shape)
+    filtered = functional.conv2d(images.flatten(0, 1)[None], kernel, groups=count * channels)
+    return filtered.reshape(count, channels, *filtered.shape[2:])

@@ -32,7 +32,7 @@ def sample_crops(numbers: Tensor, size: Tensor, scale: tuple[float, float], rati
     aspect = torch.exp(low + (high - low) * aspect)
     widths, heights = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
 
-    fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     found = fits.any(dim=-1, keepdim=True)
     countdown = torch.arange(_ATTEMPTS, 0, -1, device=numbers.device)
     first = (fits * countdown).argmax(dim=-1, keepdim=True)

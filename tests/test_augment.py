@@ -92,7 +92,7 @@ def test_views_of_drawn_crops_are_torchvisions(config: AugmentConfig) -> None:
 
 
 def check_view(ours: Tensor, theirs: Tensor, config: AugmentConfig) -> None:
-    """Equal within rounding in [0, 1], but where rounding decides on which side of solarize's threshold a value lies."""
+    """Equal within rounding, but where that decides on which side of solarize's threshold a value lies."""
     std = torch.tensor(config.std)[:, None, None]
     difference = (ours - theirs).abs() * std
     assert difference.max() < 1 / 255 + 1e-5
@@ -150,7 +150,7 @@ def test_params_are_drawn_as_the_recipe_says() -> None:
     for name, (chosen, expected) in shares.items():
         for view, share in enumerate(expected):
             hits = int(chosen[:, view].sum())
-            assert stats.binomtest(hits, count, share).pvalue > 1e-3, (name, view)
+            assert stats.binomtest(hits, count, share).pvalue > 1e-4, (name, view)
     ranges = {
         "brightness": (params.brightness[jittered], 0.6, 1.4),
         "contrast": (params.contrast[jittered], 0.0, 2.5),
@@ -159,13 +159,13 @@ def test_params_are_drawn_as_the_recipe_says() -> None:
         "sigma": (params.blur[params.blur > 0], 0.1, 2.0),
     }
     for name, (drawn, low, high) in ranges.items():
-        assert stats.kstest(drawn, "uniform", args=(low, high - low)).pvalue > 1e-3, name
+        assert stats.kstest(drawn, "uniform", args=(low, high - low)).pvalue > 1e-4, name
     for name, neutral in {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}.items():
         assert (getattr(params, name)[~jittered] == neutral).all(), name
     orders = (params.order * torch.tensor([1, 4, 16, 64])).sum(-1)
     found, frequency = orders.unique(return_counts=True)
     assert len(found) == 24
-    assert stats.chisquare(frequency).pvalue > 1e-3
+    assert stats.chisquare(frequency).pvalue > 1e-4
     # Independent of each other, for example the views' crops and flips.
     columns = torch.cat([params.crop.flatten(1), params.flip, params.grey, params.brightness, params.hue], dim=1)
     correlation = torch.corrcoef(columns.double().T)
@@ -266,9 +266,8 @@ def test_impossible_recipes_are_refused(change: dict, message: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", [1, 2])
-def test_compiled_views_are_the_same(views: int) -> None:
-    pixels, size = canvas(3, 24, 24, views)
+def test_compiled_views_are_the_same() -> None:
+    pixels, size = canvas(3, 24, 30)
     augment = Augment(EVERYTHING, 24)
     params = augment.sample_params(0, 0, torch.arange(3), size)
     compiled = torch.compile(augment.apply, fullgraph=True)(pixels, params)
@@ -276,15 +275,18 @@ def test_compiled_views_are_the_same(views: int) -> None:
     torch.testing.assert_close(compiled, augment.apply(pixels, params), rtol=0, atol=2e-5)
 
 
-def test_sampling_and_evaluation_are_one_graph() -> None:
-    pixels, size = canvas(3, 24, 30)
+def test_everything_is_one_graph() -> None:
+    pixels, size = canvas(3, 24, 24, views=2)
     augment = Augment(IMAGENET, 24)
     index, epoch = torch.arange(3), torch.tensor(4)
-    sample = torch.compile(augment.sample_params, fullgraph=True, backend="aot_eager")
-    pairs = zip(sample(0, epoch, index, size), augment.sample_params(0, 4, index, size), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    evaluate = torch.compile(augment.evaluate, fullgraph=True, backend="aot_eager")
-    assert torch.equal(evaluate(pixels, size), augment.evaluate(pixels, size))
+    sample, apply, evaluate = (
+        torch.compile(function, fullgraph=True, backend="aot_eager")
+        for function in (augment.sample_params, augment.apply, augment.evaluate)
+    )
+    params = augment.sample_params(0, 4, index, size)
+    assert all(torch.equal(a, b) for a, b in zip(sample(0, epoch, index, size), params, strict=True))
+    torch.testing.assert_close(apply(pixels, params), augment.apply(pixels, params), rtol=0, atol=2e-5)
+    assert torch.equal(evaluate(pixels[:, :1], size), augment.evaluate(pixels[:, :1], size))
 
 
 @pytest.mark.gpu

@@ -104,7 +104,7 @@ def test_distribution_is_torchvisions(size: tuple[int, int]) -> None:
 
     a, b = measures(ours), measures(theirs)
     for name in a:
-        assert stats.ks_2samp(a[name], b[name]).pvalue > 1e-3, name
+        assert stats.ks_2samp(a[name], b[name]).pvalue > 1e-4, name
     square = (ours[:, 2] == ours[:, 3]).double().mean()
     assert square < 0.2
 

@@ -1,0 +1,43 @@
+"""The contact sheet of tools/views.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTHING_RANDOM = ["augment.scale=[1, 1]", "augment.ratio=[1, 1]", "augment.jitter=0", "augment.grey=0"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "tools/views.py", "-c", "configs/demo.yaml", "data.image_size=8", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_sheet_shows_originals_and_their_views(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "views.png"
+    result = run(f"data.dir={digits}", *NOTHING_RANDOM, "--out", str(out), "--images", "3", "--epochs", "2")
+    assert result.returncode == 0, result.stderr
+    assert "3 images" in result.stdout
+    assert list(tmp_path.iterdir()) == [out]
+    sheet = np.asarray(Image.open(out))
+    cell, gap = 96, 4  # 8 pixels, each magnified 12 times
+    assert sheet.shape == (3 * (cell + gap) + gap, 2 * gap + cell + 2 * (4 * gap + 2 * cell + gap), 3)
+    lefts = [4, 4 + 96 + 16, 4 + 96 + 16 + 100, 4 + 96 + 16 + 212, 4 + 96 + 16 + 312]
+    originals = []
+    for top in (4, 104, 204):
+        original, *views = (sheet[top : top + cell, left : left + cell] for left in lefts)
+        assert all(np.array_equal(view, original) for view in views)
+        assert np.array_equal(original[::12, ::12].repeat(12, axis=0).repeat(12, axis=1), original)
+        originals.append(original.tobytes())
+    assert len(set(originals)) == 3
+
+
+def test_views_that_cannot_be_drawn_end_with_one_line(tmp_path: Path) -> None:
+    result = run(f"data.dir={tmp_path / 'absent'}", "--out", str(tmp_path / "views.png"))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,121 @@
+#!/usr/bin/env python
+"""Draw what training sees: a sheet with a row for each image, first the original, then its two views epoch by epoch.
+
+Example:
+  python tools/views.py -c configs/cifar10_fast.yaml augment.grey=0.5 --out views.png
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.augment import Augment
+from pipelines.build import build_loader
+from pipelines.errors import UserError, run_command
+from pipelines.packed import open_packed
+from pipelines.readers import open_reader
+from pipelines.types import AugmentConfig
+from vssl.config import load_config
+
+_CELL = 96  # least side of a view on the sheet, in pixels
+_GAP = 4  # between cells; four times as much between epochs
+
+
+def main() -> None:
+    arguments = _parse()
+    config = load_config(arguments.config, arguments.overrides)
+    packed = open_packed(Path(config.data.dir))
+    count = min(arguments.images, packed.splits["train"].count)
+    data = dataclasses.replace(config.data, batch_size=count, limit=count)
+    augment = Augment(config.augment, data.image_size)
+    loader = build_loader(
+        data, config.augment, packed, "train", train=True, seed=config.train.seed, device=torch.device("cpu")
+    )
+    views = {}
+    for epoch in range(arguments.epochs):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            params = augment.sample_params(config.train.seed, epoch, batch.index, batch.size)
+            pixels = to_pixels(augment.apply(batch.pixels, params), config.augment)
+            for index, first, second in zip(batch.index.tolist(), *pixels.chunk(2), strict=True):
+                views.setdefault(index, []).append((first.numpy(), second.numpy()))
+    loader.close()
+    reader = open_reader(packed, "train")
+    rows = [(reader.image(index), views[index]) for index in sorted(views)]
+    reader.close()
+    save(draw_sheet(rows, data.image_size), arguments.out)
+    print(f"{arguments.out}: {len(rows)} images, two views of each in {arguments.epochs} epochs")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", required=True, type=Path, metavar="FILE.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, dotted keys")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.png")
+    parser.add_argument("--images", type=_positive, default=8, metavar="N", help="default: 8")
+    parser.add_argument("--epochs", type=_positive, default=4, metavar="N", help="default: 4")
+    return parser.parse_intermixed_args()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def to_pixels(views: Tensor, config: AugmentConfig) -> Tensor:
+    """Undo the normalisation: float32 [N, 3, S, S] to uint8 [N, S, S, 3]."""
+    images = views.permute(0, 2, 3, 1) * torch.tensor(config.std) + torch.tensor(config.mean)
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]], side: int) -> Image.Image:
+    """Put originals (any size) and their pairs of views (``side`` pixels) into rows; small ones are magnified."""
+    cell = side * max(1, -(-_CELL // side))
+    pair = 2 * cell + _GAP
+    epochs = len(rows[0][1])
+    width = cell + epochs * (4 * _GAP + pair)
+    sheet = Image.new("RGB", (width + 2 * _GAP, len(rows) * (cell + _GAP) + _GAP), "white")
+    for number, (original, pairs) in enumerate(rows):
+        top = _GAP + number * (cell + _GAP)
+        sheet.paste(_fit(original, cell), (_GAP, top))
+        for epoch, views in enumerate(pairs):
+            left = _GAP + cell + 4 * _GAP + epoch * (pair + 4 * _GAP)
+            for view, pixels in enumerate(views):
+                sheet.paste(_fit(pixels, cell), (left + view * (cell + _GAP), top))
+    return sheet
+
+
+def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
+    """Resize uint8 [H, W, 3] to a longest side of ``cell``: smaller smoothly, larger by whole visible pixels."""
+    image = Image.fromarray(pixels)
+    scale = cell / max(image.size)
+    size = tuple(max(1, round(length * scale)) for length in image.size)
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """Write a PNG under a temporary name and rename it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            sheet.save(file, "PNG")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_command(main)
