@@ -1,7 +1,7 @@
 python := .venv/bin/python
 ready := .venv/.ready
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test soak gpu lint
 
 help: ## show the targets; each does its own set-up
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,12 @@ demo: $(ready) ## train on the built-in digits, on the CPU or a GPU, into a new 
 
 test: lint ## lint, then all tests (those for a GPU skip themselves without one)
 	$(python) -m pytest
+
+soak: $(ready) ## kill runs, damage data and configs, run many epochs: one table, in under 20 minutes on two cores
+	$(python) tools/soak.py
+
+gpu: $(ready) ## every measurement that wants a GPU; STEPS="..." picks some, SMOKE=1 tries all in small on a CPU
+	$(python) tools/gpu.py $(if $(SMOKE),--smoke) $(STEPS)
 
 lint: $(ready) ## ruff: errors and formatting
 	$(python) -m ruff check .

@@ -3,14 +3,21 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from pipelines.errors import run_command
 from vssl.config import load_config, to_yaml
+from vssl.distributed import World, join_world
 from vssl.engine import Stopped, Trainer
 from vssl.recipes import resolve
 
 
 def main() -> int:
+    with join_world() as world:
+        return run(world)
+
+
+def run(world: World) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
@@ -21,7 +28,9 @@ def main() -> int:
     if arguments.print_config:
         print(to_yaml(resolve(config)), end="")
         return 0
-    trainer = Trainer(config, arguments.resume)
+    # What torchrun --max-restarts started again continues by itself.
+    resume = arguments.resume or ("auto" if world.restarts else None)
+    trainer = Trainer(config, resume, world)
     try:
         trainer.fit()
     except Stopped as stop:
@@ -30,7 +39,7 @@ def main() -> int:
     if trainer.knn_first is not None:
         print(f"kNN top-1 untrained: {trainer.knn_first:.3f}")
         print(f"kNN top-1 trained: {trainer.knn_last:.3f}")
-    for path in sorted(trainer.directory.path.rglob("*")):
+    for path in sorted(Path(config.run.dir).rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             print(path)
     return 0

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -41,6 +42,42 @@ def test_a_failed_write_keeps_the_old_file_and_no_rubbish(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
 
 
+def test_a_changed_byte_in_a_tensor_is_found_and_the_one_before_taken(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step, "student": {"w": torch.full((1000,), 1.2345)}})
+    newest = checkpoints.paths()[-1]
+    content = bytearray(newest.read_bytes())
+    content[content.index(torch.tensor(1.2345).numpy().tobytes()) + 400] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(UserError, match=r"step-000000002\.pt is not a whole checkpoint: the checksum of .* is another"):
+        load_checkpoint(newest)
+    assert checkpoints.newest()["step"] == 1
+    assert "passed over" in capsys.readouterr().err
+    checkpoints.paths()[0].write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole"):
+        checkpoints.newest()
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(tmp_path):
+    """A file size limit stands for the full disk; it can only be lowered, so a process of its own lives under it."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    state = {"step": 1, "student": {"w": torch.randn(100_000)}}
+    checkpoints.save(1, state)
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        said = []
+        for write in (lambda: checkpoints.save(2, state), lambda: export_backbone(state["student"], tmp_path / "b")):
+            try:
+                write()
+            except UserError as error:
+                said.append(str(error))
+        os._exit(0 if len(said) == 2 and all("cannot write" in line and "\n" not in line for line in said) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.listdir(tmp_path) == ["step-000000001.pt"] and checkpoints.newest()["step"] == 1
+
+
 class Bomb:
     def __reduce__(self):
         return (os.system, ("touch exploded",))
@@ -69,3 +106,28 @@ def test_an_export_is_the_same_bytes_again_and_loads_into_torchvision(tmp_path):
     reference = torchvision.models.resnet18(weights=None)
     reference.fc = nn.Identity()
     reference.load_state_dict(load_file(tmp_path / "a"), strict=True)
+
+
+def test_saving_by_time(config, monkeypatch):
+    from vssl.engine import trainer
+
+    clock = iter(range(0, 10**9, 25))  # seconds: every look at it finds it 25 later
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    run = trainer.Trainer(config("checkpoint.every_minutes=1", "train.epochs=1", "checkpoint.keep=100"))
+    run.fit()
+    saved = [int(path.stem.split("-")[1]) for path in run.directory.checkpoints.paths()]
+    assert 3 <= len(saved) < 10 and saved[-1] == 10  # every third step or so, and the end
+
+
+def test_what_a_killed_process_left_half_written_is_removed(config, tmp_path):
+    from vssl.engine import Trainer
+
+    leftover = tmp_path / "run" / "checkpoints" / ".step-000000005.pt.tmp-123"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    trainer = Trainer(config("train.epochs=1"), resume="auto")
+    assert not leftover.exists()
+    trainer.fit()
+    first, second, *_ = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert first == '{"step": 1}' and second.startswith('{"step"') and second.endswith("}")

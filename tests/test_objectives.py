@@ -129,7 +129,7 @@ def test_cosine_form_samples_around_the_students_direction():
 FORMS = [{"form": f, "likelihood": k} for f in ("gaussian", "cosine") for k in ("prior", "predictive")]
 
 
-@pytest.mark.parametrize("settings", [*FORMS, {"likelihood": "predictive", "decoupled": False}], ids=str)
+@pytest.mark.parametrize("settings", [*FORMS, {"form": "gaussian", "decoupled": False}], ids=str)
 def test_gradients_reach_the_students_mean_and_variance_but_never_the_teacher(settings):
     student, teacher = pair()
     teacher = tuple(t.requires_grad_() for t in teacher)
@@ -165,7 +165,7 @@ def fixed_point(settings, squared_error):
 @pytest.mark.parametrize("beta", [0.1, 1.0, 4.0])
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_predictive_variance_settles_at_the_squared_error_for_every_beta(beta, decoupled):
-    settings = {"likelihood": "predictive", "beta": beta, "decoupled": decoupled}
+    settings = {"form": "gaussian", "likelihood": "predictive", "beta": beta, "decoupled": decoupled}
     student, teacher = fixed_point(settings, squared_error=0.3)
     assert student == pytest.approx(math.log(0.3), abs=0.1)
     assert teacher == pytest.approx(math.log(0.3), abs=0.1)
@@ -173,13 +173,13 @@ def test_predictive_variance_settles_at_the_squared_error_for_every_beta(beta, d
 
 def test_prior_variance_falls_for_ever():
     """The least of prior + beta KL lies at sigma_s^2 = sigma_t^2 beta / (1 + beta), and the teacher follows."""
-    student, teacher = fixed_point({"likelihood": "prior"}, squared_error=0.3)
+    student, teacher = fixed_point({"form": "gaussian", "likelihood": "prior"}, squared_error=0.3)
     assert student < -5 and teacher < -5
 
 
 def test_decoupling_makes_the_means_gradient_independent_of_the_variances():
     (mu_s, logvar_s), (mu_t, logvar_t) = pair()
-    objective = vssl(likelihood="predictive", decoupled=True, beta=0.5)
+    objective = vssl(form="gaussian", likelihood="predictive", decoupled=True, beta=0.5)
     gradients = []
     for shift in (0.0, 1.0):
         loss = objective((mu_s, logvar_s + shift), (mu_t, logvar_t - shift), None)["loss"]

@@ -104,6 +104,7 @@ _RANGES = {
     "eval.temperature": (1e-3, math.inf),
     "eval.probe_lr": _ANY,
     "checkpoint.every_steps": _ANY,
+    "checkpoint.every_minutes": _ANY,
     "checkpoint.keep": (1, math.inf),
 }
 

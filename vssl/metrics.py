@@ -1,6 +1,8 @@
 """Metrics that stay on the device until a log line is due; then metrics.jsonl, TensorBoard and a progress bar."""
 
+import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from pipelines.errors import UserError
 
 __all__ = ["MeanAccumulator", "MetricsWriter", "feature_std"]
 
@@ -47,6 +51,13 @@ class MeanAccumulator:
         return {name: value / count for name, value in zip(self._names, sums, strict=True)}
 
 
+def _cut_torn_line(path: Path) -> None:
+    """A killed process, or a full disk, may have left half a line at the end."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
 class MetricsWriter:
     """One JSON object a line in ``metrics.jsonl``; TensorBoard events where it is installed; a bar on a terminal.
 
@@ -56,7 +67,9 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: Path, steps: int, done: int) -> None:
-        self._file = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in close)
+        path = directory / "metrics.jsonl"
+        _cut_torn_line(path)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed in close)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -72,7 +85,10 @@ class MetricsWriter:
     def write(self, step: int, epoch: float, **values: float) -> None:
         """Write what was measured at ``step``."""
         line = {"step": step, "epoch": round(epoch, 4), **values}
-        self._file.write(json.dumps(line) + "\n")
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self._file.name}: {error.strerror}") from error
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -96,7 +112,8 @@ class MetricsWriter:
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, which write has reported
+            self._file.close()
         self._bar.close()
         if self._tensorboard is not None:
             self._tensorboard.close()

@@ -24,7 +24,7 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
     buffers = [buffer.clone() for buffer in step.student.buffers()]
     step.compile()
     try:
-        step.backward(batch)
+        step.warm_up(batch)
     except Exception as error:  # the compiler's errors have no common ancestor
         reason = str(error).strip().split("\n")[0]
         print(f"torch.compile failed, the step runs eager: {type(error).__name__}: {reason}", file=sys.stderr)
@@ -34,5 +34,6 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
         with torch.no_grad():
             for buffer, before in zip(step.student.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-    print(f"compiled the step in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    what = "the step" if step.world.size == 1 else "the augmentation (with several processes the rest runs eager)"
+    print(f"compiled {what} in {time.perf_counter() - started:.1f} s", file=sys.stderr)
     return True

@@ -42,6 +42,9 @@ class RunDirectory:
         holds_run = (self.path / "metrics.jsonl").exists() or bool(self.checkpoints.paths())
         if resume is None and holds_run:
             raise UserError(f"run.dir={self.path} already holds a run; continue it with --resume auto, or name another")
+        for folder in (self.path, self.checkpoints.directory):
+            for leftover in folder.glob(".*.tmp-[0-9]*"):  # of a process killed while it wrote
+                leftover.unlink()
         self.state = None
         if resume == "auto":
             self.state = self.checkpoints.newest()

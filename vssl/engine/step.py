@@ -1,22 +1,42 @@
 """One training step: augment, teacher, student, objective, backward, optimizer, moving average. No host sync inside."""
 
+import contextlib
+import warnings
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from pipelines.augment import Augment
 from pipelines.counter import normal
 from pipelines.types import Batch
 from vssl.config import Config
+from vssl.distributed import World
 from vssl.engine.precision import LossScale, autocast
 from vssl.evaluation import OnlineProbe
 from vssl.metrics import MeanAccumulator, feature_std
-from vssl.models import Student, Teacher, per_view
+from vssl.models import Gaussian, Student, Teacher, per_view
 from vssl.optim import build_optimizer, set_learning_rate
 
 __all__ = ["TrainStep"]
 
 _NOISE_STREAM = 1000  # of the counter-based numbers; streams 0 and 1 are the views
+
+
+class _Learners(nn.Module):
+    """All that is trained behind one call: DistributedDataParallel wants exactly one before each backward pass."""
+
+    def __init__(self, student: Student, probe: OnlineProbe | None, autocast: Callable) -> None:
+        super().__init__()
+        self.student, self.probe, self.autocast = student, probe, autocast
+
+    def forward(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Gaussian, Tensor | None]:
+        """views [2B, 3, S, S], labels [B] -> features [2B, F], prediction of [2B, D], the probe's loss."""
+        with self.autocast():
+            features, prediction = per_view(self.student, views)
+        return features, prediction, None if self.probe is None else self.probe.loss(features, labels)
 
 
 class TrainStep:
@@ -31,6 +51,8 @@ class TrainStep:
         student, objective: on the device, channels_last.
         probe: the online probe, or None.
         amp: dtype to autocast to, or None.
+        world: the processes that share every batch equally: gradients are averaged over them while backward still
+            runs, and all of them stay equal in weights, optimizer state, teacher and buffers.
     """
 
     def __init__(
@@ -42,9 +64,10 @@ class TrainStep:
         probe: OnlineProbe | None,
         device: torch.device,
         amp: torch.dtype | None,
+        world: World | None = None,
     ) -> None:
         self.config, self.augment, self.objective = config, augment, objective
-        self.student, self.probe = student, probe
+        self.student, self.probe, self.world = student, probe, world or World()
         self.teacher = Teacher(student.encoder)
         self.autocast = autocast(device, amp)
         self.loss_scale = LossScale(device, enabled=amp == torch.float16)
@@ -65,19 +88,39 @@ class TrainStep:
         self._saved_buffers = [b.clone() for b in self._buffers]
         self._apply = augment.apply
         self._forward = self._forward_loss
+        self.compiled = False
+        self._learners: nn.Module = _Learners(student, probe, self.autocast)
+        if self.world.size > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for it
+                # Buffers are no business of it: they are synchronised as they come, or averaged in the update.
+                self._learners = DistributedDataParallel(
+                    self._learners, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
 
     def compile(self) -> None:
-        """Compile the augmentation (on GPUs; on CPUs it is slower compiled) and forward with loss, into one graph each.
+        """Compile the augmentation, and forward with loss, into one graph each.
 
-        Nothing is compiled before the first batch arrives.
+        Nothing is compiled before the first batch arrives. Several processes compile the augmentation alone: forward
+        and backward exchange statistics and gradients, and a compiler that failed in one would leave others waiting.
         """
-        self._forward = torch.compile(self._forward_loss, fullgraph=True, dynamic=False)
-        if self.epoch.is_cuda:
-            self._apply = torch.compile(self.augment.apply, fullgraph=True, dynamic=False)
+        self.compiled = True
+        if self.world.size == 1:
+            self._forward = torch.compile(self._forward_loss, fullgraph=True, dynamic=False)
+        self._apply = torch.compile(self.augment.apply, fullgraph=True, dynamic=False)
 
     def eager(self) -> None:
         """Take ``compile`` back."""
+        self.compiled = False
         self._apply, self._forward = self.augment.apply, self._forward_loss
+
+    def warm_up(self, batch: Batch) -> None:
+        """Run what ``compile`` compiles, without training; nothing in it waits for another process."""
+        if self.world.size == 1:
+            self.backward(batch)
+        else:
+            pixels, size, _, index = (part.chunk(self.config.train.accumulate)[0] for part in batch)
+            self.views(pixels, size, index)
 
     def set_schedule(self, epoch: int, lr: float, probe_lr: float, momentum: float) -> None:
         """Write the step's epoch, learning rates and teacher momentum into the tensors that the step reads."""
@@ -91,7 +134,7 @@ class TrainStep:
         """Train on a batch; its metrics go to ``metrics``."""
         torch._foreach_copy_(self._saved_buffers, self._buffers)
         metrics = self.backward(batch)
-        self._update(metrics)
+        self.update(metrics)
         self.metrics.add(metrics)
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
@@ -100,14 +143,22 @@ class TrainStep:
             optimizer.zero_grad(set_to_none=False)
         parts = self.config.train.accumulate
         totals: dict[str, Tensor] = {}
-        for micro in zip(*(part.chunk(parts) for part in batch), strict=True):
-            pixels, size, labels, index = micro
-            params = self.augment.sample_params(self.config.train.seed, self.epoch, index, size)
-            views = self._apply(pixels, params)
-            loss, metrics = self._forward(views, self._noise(index), labels)
-            (loss * (self.loss_scale.scale / parts)).backward()
+        micros = list(zip(*(part.chunk(parts) for part in batch), strict=True))
+        for number, (pixels, size, labels, index) in enumerate(micros, start=1):
+            with self._sending(number == len(micros)):
+                loss, metrics = self._forward(self.views(pixels, size, index), self._noise(index), labels)
+                (loss * (self.loss_scale.scale / parts)).backward()
             totals = {name: totals.get(name, 0.0) + value / parts for name, value in metrics.items()}
         return totals
+
+    def _sending(self, last: bool) -> contextlib.AbstractContextManager:
+        """Processes exchange gradients in the last micro-batch of a step only."""
+        return contextlib.nullcontext() if last or self.world.size == 1 else self._learners.no_sync()
+
+    def views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
+        """Both augmented views of a batch, float32 [2B, 3, S, S]; arguments as in ``Batch``."""
+        params = self.augment.sample_params(self.config.train.seed, self.epoch, index, size)
+        return self._apply(pixels, params)
 
     def _noise(self, index: Tensor) -> Tensor | None:
         """Standard normal numbers float32 [2B, D] for objectives that sample, by (seed, epoch, image, view)."""
@@ -118,27 +169,25 @@ class TrainStep:
 
     def _forward_loss(self, views: Tensor, noise: Tensor | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """views [2B, 3, S, S], noise [2B, D] or None, labels [B] -> loss and detached scalars."""
-        with self.autocast():
-            with torch.no_grad():
-                _, target = per_view(self.teacher.encoder, views)
-            features, prediction = per_view(self.student, views)
+        with torch.no_grad(), self.autocast():
+            _, target = per_view(self.teacher.encoder, views)
+        features, prediction, probe_loss = self._learners(views, labels)
         outputs = self.objective(prediction, target, noise)
         metrics = {name: value.detach() for name, value in outputs.items()}
         metrics["feature_std"] = feature_std(features.detach()[: len(labels)])
         loss = outputs["loss"]
-        if self.probe is not None:
-            probe_loss = self.probe.loss(features, labels)
+        if probe_loss is not None:
             metrics["probe_loss"] = probe_loss.detach()
             loss = loss + probe_loss
         return loss, metrics
 
     @torch.no_grad()
-    def _update(self, metrics: dict[str, Tensor]) -> None:
+    def update(self, metrics: dict[str, Tensor]) -> None:
         """Optimizers, moving average and buffers; nothing moves if the loss or a gradient is not finite."""
         gradients = [w.grad for w in self._weights]
         norm = get_total_norm(gradients, foreach=True) / self.loss_scale.scale
         metrics["grad_norm"] = norm
-        good = torch.isfinite(norm) & torch.isfinite(metrics["loss"])
+        good = self.world.all(torch.isfinite(norm) & torch.isfinite(metrics["loss"]))
         found_inf = 1.0 - good.float()
         limit = self.config.train.clip_grad
         if limit > 0 or self.loss_scale.enabled:
@@ -147,6 +196,8 @@ class TrainStep:
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.found_inf = found_inf  # torch's fused optimizers and ours leave everything alone where it is 1
             optimizer.step()
+        if not self.config.model.sync_batchnorm:  # each process has its own
+            self.world.average(self._buffers)
         for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
             buffer.copy_(torch.where(good, buffer, saved))
         self.teacher.update(self.ema_weight * good)

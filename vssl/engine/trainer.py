@@ -13,10 +13,11 @@ from pipelines.augment import Augment
 from pipelines.build import build_loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
-from pipelines.packed import open_packed
+from pipelines.packed import Packed, open_packed
 from pipelines.types import Batch
 from vssl.checkpoint import backbone_weights, export_backbone
 from vssl.config import Config
+from vssl.distributed import World, gather_equal
 from vssl.engine.capture import CapturedStep
 from vssl.engine.compilation import compile_step
 from vssl.engine.environment import describe_environment
@@ -25,12 +26,12 @@ from vssl.engine.run_directory import RunDirectory
 from vssl.engine.step import TrainStep
 from vssl.evaluation import OnlineEvaluation, OnlineProbe
 from vssl.metrics import MetricsWriter
-from vssl.models import build_student, load_backbone_weights
+from vssl.models import build_student, load_backbone_weights, synchronise_statistics
 from vssl.objectives import build_objective
 from vssl.optim import Schedule
 from vssl.recipes import resolve
 
-__all__ = ["Stopped", "Trainer"]
+__all__ = ["Stopped", "Trainer", "build_step", "prepare_step"]
 
 COLLAPSED = 0.05  # feature_std below this: untrained encoders have about 0.4, healthy ones 0.4 to 1
 
@@ -43,26 +44,78 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
+def build_step(
+    config: Config, packed: Packed, augment: Augment, device: torch.device, world: World | None = None
+) -> TrainStep:
+    """The step of a resolved config on fresh weights, drawn from ``train.seed`` or read from ``model.weights``."""
+    world = world or World()
+    torch.manual_seed(config.train.seed)
+    student = build_student(config.model, config.data.image_size, method=config.objective.name)
+    if config.model.weights:
+        load_backbone_weights(student.encoder.backbone, config.model.weights)
+    if world.size > 1 and config.model.sync_batchnorm:
+        synchronise_statistics(student)
+    student = student.to(device, memory_format=torch.channels_last).train()
+    probe = None
+    if packed.splits["train"].labelled and config.eval.probe_lr > 0:
+        probe = OnlineProbe(student.encoder.width, len(packed.classes)).to(device)
+    gather = gather_equal if world.size > 1 else None
+    objective = build_objective(config.objective, config.model.logvar_bound, rank=world.rank, gather=gather)
+    return TrainStep(config, augment, student, objective, probe, device, resolve_amp(config.train.amp, device), world)
+
+
+def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
+    """``step`` as its device runs it best, for batches like ``batch``: compiled as configured, captured on a
+    GPU of a process alone."""
+    wanted = step.config.train.compile
+    if wanted or (wanted is None and step.epoch.is_cuda):
+        compile_step(step, batch)
+    return CapturedStep(step) if step.epoch.is_cuda and step.world.size == 1 else step
+
+
+def _check_shares(config: Config, packed: Packed, world: World) -> None:
+    """Every process must get equally many images of every (micro-)batch: means and batch statistics rely on it."""
+    data, parts = config.data, world.size * config.train.accumulate
+    if data.batch_size % parts:
+        raise UserError(
+            f"data.batch_size={data.batch_size} cannot be shared equally by {world.size} processes with "
+            f"train.accumulate={config.train.accumulate}: make it a multiple of {parts}"
+        )
+    count = packed.splits["train"].count
+    rest = min(data.limit or count, count) % data.batch_size
+    if not data.drop_last and rest % world.size:
+        raise UserError(
+            f"with data.drop_last=false the last batch of an epoch has {rest} images, which {world.size} processes "
+            "cannot share equally: set data.drop_last=true, or another data.limit or number of processes"
+        )
+
+
 class Trainer:
     """A run, from its config to its exported backbone.
 
     Args:
         config: as loaded; ``null`` values are resolved here.
         resume: None, ``auto`` or a checkpoint's path, see ``RunDirectory``.
+        world: the processes of this run; the first of them alone opens the directory, writes and logs.
 
     Raises:
         UserError: whatever the user can put right.
     """
 
-    def __init__(self, config: Config, resume: str | None = None) -> None:
+    def __init__(self, config: Config, resume: str | None = None, world: World | None = None) -> None:
         self.config = config = resolve(config)
+        self.world = world = world or World()
         self.device = resolve_device(config.train.device)
-        if Path(config.data.dir) == DIGITS_DIR:
+        world.claim(self.device)
+        if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
             pack_digits_if_absent(DIGITS_DIR)
+        world.agree()  # the others of a machine wait for its digits
         self.packed = open_packed(config.data.dir)
-        self.directory = RunDirectory(config, resume)
+        _check_shares(config, self.packed, world)
+        self.directory = RunDirectory(config, resume) if world.leads else None
+        state = world.broadcast(self.directory.state if world.leads else None)
         self.augment = Augment(config.augment, config.data.image_size)
-        self.train_step = self._build_step()
+        self.train_step = build_step(config, self.packed, self.augment, self.device, world)
         self.loader = build_loader(
             config.data,
             config.augment,
@@ -71,36 +124,27 @@ class Trainer:
             train=True,
             seed=config.train.seed,
             device=self.device,
+            rank=world.rank,
+            world_size=world.size,
         )
         self.total_steps = config.train.epochs * len(self.loader)
         scale = config.data.batch_size / 256
         warmup = round(min(config.optim.warmup_epochs * len(self.loader), 0.1 * self.total_steps))
         self.schedule = Schedule(config.optim.lr * scale, config.optim.tau, self.total_steps, warmup)
         self.probe_schedule = Schedule(config.eval.probe_lr * scale, 0.0, self.total_steps, 0)
-        self.evaluation = OnlineEvaluation(config, self.packed, self.augment, self.device, self.train_step.autocast)
+        self.evaluation = OnlineEvaluation(
+            config, self.packed, self.augment, self.device, self.train_step.autocast, world
+        )
         self.step = 0
         self.knn_first: float | None = None
         self.knn_last: float | None = None
-        self._signal: int | None = None
+        self._signal = self._stop = 0  # the signal noted here; the one that all processes act on
+        self._saved_at = time.monotonic()
         self._alarmed = False
-        if self.directory.state is not None:
-            self._restore(self.directory.state)
+        if state is not None:
+            self._restore(state)
         elif resume == "auto":
-            print(f"no checkpoint in {self.directory.path}: starting afresh", file=sys.stderr)
-
-    def _build_step(self) -> TrainStep:
-        config = self.config
-        torch.manual_seed(config.train.seed)
-        student = build_student(config.model, config.data.image_size, method=config.objective.name)
-        if config.model.weights:
-            load_backbone_weights(student.encoder.backbone, config.model.weights)
-        student = student.to(self.device, memory_format=torch.channels_last).train()
-        probe = None
-        if self.packed.splits["train"].labelled and config.eval.probe_lr > 0:
-            probe = OnlineProbe(student.encoder.width, len(self.packed.classes)).to(self.device)
-        objective = build_objective(config.objective, config.model.logvar_bound)
-        amp = resolve_amp(config.train.amp, self.device)
-        return TrainStep(config, self.augment, student, objective, probe, self.device, amp)
+            print(f"no checkpoint in {config.run.dir}: starting afresh", file=sys.stderr)
 
     @property
     def epoch(self) -> float:
@@ -114,36 +158,50 @@ class Trainer:
             Stopped: SIGINT or SIGTERM came; the step was finished and everything saved.
             UserError: the loss is no longer finite; the last good checkpoint is kept.
         """
-        config = self.config
-        self.directory.describe(config, describe_environment(self.device, world_size=1))
-        self.metrics = MetricsWriter(self.directory.path, self.total_steps, self.step)
         with self._signals(), contextlib.ExitStack() as closing:
-            closing.callback(self.metrics.close)
             closing.callback(self.loader.close)
+            if self.world.leads:
+                environment = describe_environment(self.device, self.world.size)
+                self.directory.describe(self.config, environment | {"derived": self._derived()})
+                self.metrics = MetricsWriter(self.directory.path, self.total_steps, self.step)
+                closing.callback(self.metrics.close)
             if self.step > 0:
-                self.metrics.write(self.step, self.epoch, resumed_from_step=self.step)
+                self._write(resumed_from_step=self.step)
             else:
                 self._evaluate()
             run_step = None
             self._start_clock()
+            self._saved_at = time.monotonic()
             while self.step < self.total_steps:
                 for batch in self.loader:
-                    run_step = run_step or self._prepare_step(batch)
+                    # Here every process has its batch, or has failed to get it; and all stop after the same step.
+                    self._stop = self.world.agree(self._signal)
+                    if run_step is None:
+                        run_step = prepare_step(self.train_step, batch)
+                        self._start_clock()
                     self._schedule_step()
                     run_step(batch)
                     self.step += 1
                     self._after_step()
                 self._after_epoch()
-        weights = backbone_weights(self.train_step.student)
-        export_backbone(weights, self.directory.path / "backbone.safetensors")
+        if self.world.leads:
+            weights = backbone_weights(self.train_step.student)
+            export_backbone(weights, self.directory.path / "backbone.safetensors")
 
-    def _prepare_step(self, batch: Batch) -> Callable[[Batch], None]:
-        """The step as this device runs it best, for batches like ``batch``."""
-        wanted = self.config.train.compile
-        if wanted or (wanted is None and self.device.type == "cuda"):
-            compile_step(self.train_step, batch)
-            self._start_clock()
-        return CapturedStep(self.train_step) if self.device.type == "cuda" else self.train_step
+    def _derived(self) -> dict:
+        """What follows from the config and the data, for ``environment.json``."""
+        batch = self.config.data.batch_size
+        return {
+            "learning_rate": self.schedule.lr,
+            "learning_rate_rule": f"optim.lr {self.config.optim.lr:g} x data.batch_size {batch} / 256",
+            "images_a_process": batch // self.world.size,
+            "steps_an_epoch": len(self.loader),
+            "warmup_steps": self.schedule.warmup_steps,
+        }
+
+    def _write(self, **values: float) -> None:
+        if self.world.leads:
+            self.metrics.write(self.step, self.epoch, **values)
 
     def _schedule_step(self) -> None:
         self.train_step.set_schedule(
@@ -154,15 +212,17 @@ class Trainer:
         )
 
     def _after_step(self) -> None:
-        self.metrics.advance(self.step)
+        if self.world.leads:
+            self.metrics.advance(self.step)
         if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
             self._log()
-        every = self.config.checkpoint.every_steps
-        if every and self.step % every == 0:
+        settings = self.config.checkpoint
+        due = settings.every_steps and self.step % settings.every_steps == 0
+        late = settings.every_minutes and time.monotonic() - self._saved_at > 60 * settings.every_minutes
+        if due or late or self._stop:
             self._save()
-        if self._signal is not None:
-            self._save()
-            raise Stopped(self._signal)
+        if self._stop:
+            raise Stopped(self._stop)
 
     def _after_epoch(self) -> None:
         epoch = round(self.epoch)
@@ -180,12 +240,10 @@ class Trainer:
     def _log(self) -> None:
         """Read the device's metrics (the only host sync of the loop) and write them."""
         bad = int(self.train_step.bad_steps)
-        values = self.train_step.metrics.read()
+        values = self.world.mean(self.train_step.metrics.read())
         elapsed = time.perf_counter() - self._clock
         images = (self.step - self._clock_step) * self.config.data.batch_size
-        self.metrics.write(
-            self.step,
-            self.epoch,
+        self._write(
             **values,
             lr=self.schedule.learning_rate(self.step - 1),
             tau=self.schedule.momentum(self.step - 1),
@@ -212,15 +270,18 @@ class Trainer:
         self.knn_last = measured["knn_top1"]
         if self.step == 0:
             self.knn_first = self.knn_last
-        self.metrics.write(self.step, self.epoch, **measured)
+        self._write(**measured)
 
     def _save(self) -> None:
+        if not self.world.leads:  # its state is the same
+            return
         state = self.train_step.state_dict() | {
             "step": self.step,
             "loader": self.loader.state_dict(),
             "knn": [self.knn_first, self.knn_last],
         }
         self.directory.checkpoints.save(self.step, state)
+        self._saved_at = time.monotonic()
 
     def _restore(self, state: dict) -> None:
         try:

@@ -6,6 +6,7 @@ from torch import nn
 from pipelines.augment import Augment
 from pipelines.build import build_loader
 from pipelines.packed import Packed
+from vssl.distributed import World
 from vssl.evaluation.features import extract_features
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.probe import OnlineProbe
@@ -21,18 +22,29 @@ class OnlineEvaluation:
         packed: the run's data set; nothing can be measured without labels and a validation split.
         augment: gives the evaluation transform.
         autocast: gives the context to run the backbone in.
+        world: the processes that share the work: each takes its part of every batch, and searches the whole bank.
     """
 
-    def __init__(self, config, packed: Packed, augment: Augment, device: torch.device, autocast) -> None:
+    def __init__(
+        self, config, packed: Packed, augment: Augment, device: torch.device, autocast, world: World | None = None
+    ) -> None:
         self.config, self.packed, self.augment = config, packed, augment
-        self.device, self.autocast = device, autocast
+        self.device, self.autocast, self.world = device, autocast, world or World()
         splits = packed.splits
         self.possible = "val" in splits and splits["val"].labelled and splits["train"].labelled
 
     def _features(self, backbone: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        data = self.config.data
+        """This process's part of a split."""
         loader = build_loader(
-            data, self.config.augment, self.packed, split, train=False, seed=self.config.train.seed, device=self.device
+            self.config.data,
+            self.config.augment,
+            self.packed,
+            split,
+            train=False,
+            seed=self.config.train.seed,
+            device=self.device,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         try:
             return extract_features(backbone, loader, self.augment.evaluate, self.autocast)
@@ -41,13 +53,13 @@ class OnlineEvaluation:
 
     def measure(self, backbone: nn.Module, probe: OnlineProbe | None) -> dict[str, float]:
         """``knn_top1`` and, with a probe, ``online_top1``, in [0, 1]."""
-        bank, bank_labels = self._features(backbone, "train")
+        bank, bank_labels = (self.world.gather(part) for part in self._features(backbone, "train"))
         queries, labels = self._features(backbone, "val")
         settings = self.config.eval
         votes = knn_predict(
             bank, bank_labels, queries, len(self.packed.classes), k=settings.k, temperature=settings.temperature
         )
-        measured = {"knn_top1": (votes.argmax(dim=1) == labels).float().mean().item()}
-        if probe is not None:
-            measured["online_top1"] = probe.top1(queries, labels).item()
-        return measured
+        answers = {"knn_top1": votes} | ({} if probe is None else {"online_top1": probe(queries)})
+        hits = torch.stack([(scores.argmax(dim=1) == labels).sum() for scores in answers.values()])
+        shares = self.world.sum(hits).tolist()
+        return {name: hit / self.packed.splits["val"].count for name, hit in zip(answers, shares, strict=True)}

@@ -1,6 +1,5 @@
 """The online linear probe: a classifier that learns beside the encoder and never reaches into it."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,8 +26,3 @@ class OnlineProbe(nn.Module):
         labels = labels.repeat(2)
         losses = F.cross_entropy(self(features), labels, ignore_index=-1, reduction="sum")
         return losses / (labels >= 0).sum().clamp(min=1)
-
-    @torch.no_grad()
-    def top1(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Share of right answers, a scalar in [0, 1]."""
-        return (self(features).argmax(dim=1) == labels).float().mean()

@@ -3,6 +3,7 @@
 from vssl.models.backbones import BACKBONES, build_backbone, load_backbone_weights
 from vssl.models.encoder import Encoder, ModelConfig, Student, build_student, per_view
 from vssl.models.heads import Gaussian
+from vssl.models.norm import synchronise_statistics
 from vssl.models.teacher import Teacher
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "build_student",
     "load_backbone_weights",
     "per_view",
+    "synchronise_statistics",
 ]

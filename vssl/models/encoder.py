@@ -23,6 +23,7 @@ class ModelConfig:
     latent: int | None = None  # D, the width of the embedding that the objective sees
     predictor: bool = True  # without one, the student's mean is the encoder's
     logvar_bound: float = 2.0  # log-variances lie in (-bound, bound)
+    sync_batchnorm: bool = True  # with several processes: batch statistics are those of all their images
     weights: str = ""  # start the backbone from this .safetensors file
 
 

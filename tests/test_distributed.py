@@ -1,0 +1,354 @@
+"""Several processes over gloo train as one does, stay equal, and end together."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.errors import UserError, run_command
+from vssl.config import to_yaml
+from vssl.distributed import World, gather_equal, join_world
+from vssl.engine import Trainer
+from vssl.engine.compilation import compile_step
+from vssl.models.norm import BatchNorm1d, BatchNorm2d, synchronise_statistics
+
+pytestmark = pytest.mark.ddp
+
+
+def _process(rank, size, port, work, results, outputs):
+    """One of ``size`` processes, with the surroundings that torchrun gives it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stdout = sys.stderr = open(outputs / f"output-{rank}", "w", buffering=1)  # noqa: SIM115 (the process ends)
+
+    def main():
+        with join_world() as world:
+            results.put((rank, work(world)))
+
+    try:
+        run_command(main)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """``processes(size, work, codes=None)``: ``work(world)`` in each of ``size`` forked processes; what each returned,
+    by rank, after all have ended with these exit codes. What they printed: ``processes.output(rank)``."""
+    context = multiprocessing.get_context("fork")
+
+    def run(size, work, codes=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        results = context.SimpleQueue()
+        started = [
+            context.Process(target=_process, args=(rank, size, port, work, results, tmp_path)) for rank in range(size)
+        ]
+        for process in started:
+            process.start()
+        try:
+            for process in started:
+                process.join(300)  # far below the half hour of a collective's own timeout
+            got = [process.exitcode for process in started]
+            assert got == (codes or [0] * size), [run.output(rank) for rank in range(size)]
+        finally:
+            for process in started:
+                process.kill()
+        answers = {}
+        while not results.empty():
+            rank, answer = results.get()
+            answers[rank] = answer
+        return [answers.get(rank) for rank in range(size)]
+
+    run.output = lambda rank: (tmp_path / f"output-{rank}").read_text()
+    return run
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir):
+    return {line["step"]: line["loss"] for line in lines(run_dir) if "loss" in line}
+
+
+def digest(state):
+    """Of every tensor that a step changes."""
+    total = hashlib.sha256()
+    for part in ("student", "teacher", "probe"):
+        for key, value in sorted(state[part].items()):
+            if not value.is_floating_point():  # BatchNorm's counter, which nothing reads
+                continue
+            total.update(key.encode() + value.numpy().tobytes())
+    return total.hexdigest()
+
+
+def train(config, resume=None):
+    def work(world):
+        trainer = Trainer(config, resume, world)
+        trainer.fit()
+        return digest(trainer.train_step.state_dict())
+
+    return work
+
+
+# 20 steps of 36 images, which one, two and three processes can share; at rates at which training does not blow up
+# rounding errors (at ten times these, a change of 1e-6 in the weights of one process does more than 1e-2 to the loss).
+TWENTY = ("data.limit=720", "data.batch_size=36", "train.epochs=1", "train.log_every=1", "optim.warmup_epochs=0")
+
+
+@pytest.mark.parametrize(
+    ("size", "overrides"),
+    [
+        (2, ()),
+        (3, ("objective.name=moco_v3",)),
+        (2, ("objective.form=cosine", "objective.likelihood=prior")),
+    ],
+    ids=["vssl", "moco_v3", "cosine-noise"],
+)
+def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, size, overrides):
+    runs = {
+        n: config(*TWENTY, *overrides, "eval.every=1", f"run.dir={tmp_path / f'on-{n}'}", "checkpoint.every_minutes=9")
+        for n in (1, size)
+    }
+    Trainer(runs[1]).fit()
+    digests = processes(size, train(runs[size]))
+    assert len(set(digests)) == 1  # student, teacher, buffers and probe are the same bits everywhere
+    one, several = (losses(tmp_path / f"on-{n}") for n in (1, size))
+    assert list(one) == list(range(1, 21))
+    assert several == pytest.approx(one, rel=1e-4)
+    measured = [[line["knn_top1"] for line in lines(tmp_path / f"on-{n}") if "knn_top1" in line] for n in (1, size)]
+    assert measured[0] == pytest.approx(measured[1], abs=0.02) and measured[0][0] == measured[1][0]
+    environment = json.loads((tmp_path / f"on-{size}" / "environment.json").read_text())
+    assert environment["world_size"] == size and environment["derived"]["images_a_process"] == 36 // size
+
+
+def test_without_synchronised_statistics_the_copies_stay_equal(config, processes):
+    chosen = config(*TWENTY, "model.sync_batchnorm=false", "train.accumulate=2")
+    digests = processes(2, train(chosen))
+    assert digests[0] == digests[1]
+
+
+def test_another_number_of_processes_continues_the_same_run(config, processes, tmp_path):
+    common = (*TWENTY, "checkpoint.every_steps=7")
+    Trainer(config(*common, f"run.dir={tmp_path / 'whole'}")).fit()
+
+    class Killed(Exception):
+        pass
+
+    def killed(world):
+        trainer = Trainer(config(*common), None, world)
+        after_step = trainer._after_step
+
+        def after():
+            after_step()
+            if trainer.step == 16:
+                raise Killed
+
+        trainer._after_step = after
+        with suppress(Killed):
+            trainer.fit()
+
+    processes(2, killed)
+    resumed = processes(3, train(config(*common), "auto"))
+    assert len(set(resumed)) == 1
+    assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [14]
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(BatchNorm1d, (12, 5)), (BatchNorm2d, (12, 5, 3, 4))])
+def test_synchronised_statistics_are_those_of_the_whole_batch(processes, kind, shape):
+    torch.manual_seed(0)
+    # A mean far from 0: sums of squares would lose the variance in float32.
+    x, weight = 100.0 + torch.randn(shape) * torch.arange(1, 13).view(-1, *[1] * (len(shape) - 1)), torch.randn(shape)
+    reference = getattr(nn, kind.__name__)(5)
+    whole = x.clone().requires_grad_()
+    expected = reference(whole)
+    (expected * weight).sum().backward()
+
+    def work(world):
+        norm = kind(5)
+        synchronise_statistics(norm)
+        mine = x.chunk(3)[world.rank].clone().requires_grad_()
+        out = norm(mine)
+        (out * weight.chunk(3)[world.rank]).sum().backward()
+        state = {key: value.numpy() for key, value in norm.state_dict().items()}
+        return out.detach().numpy(), mine.grad.numpy(), state, norm.weight.grad.numpy()
+
+    results = processes(3, work)
+
+    def joined(place):
+        return torch.cat([torch.from_numpy(result[place]) for result in results])
+
+    torch.testing.assert_close(joined(0), expected.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(joined(1), whole.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        sum(torch.from_numpy(result[3]) for result in results), reference.weight.grad, rtol=1e-3, atol=1e-3
+    )
+    for key, value in reference.state_dict().items():
+        for result in results:
+            torch.testing.assert_close(torch.from_numpy(result[2][key]), value, rtol=1e-4, atol=1e-4)
+
+
+def test_a_process_alone_agrees_with_itself():
+    world = World()
+    rows = torch.ones(3, 2)
+    assert world.agree(15) == 15 and world.leads and world.broadcast("x") == "x"
+    assert world.gather(rows) is rows and world.mean({"a": 2.0}) == {"a": 2.0}
+    assert bool(world.all(torch.tensor(True))) and world.sum(rows) is rows
+
+
+def test_what_processes_tell_each_other(processes):
+    def work(world):
+        rows = torch.full((2 * world.rank, 2), float(world.rank))  # the first has none
+        own = torch.ones(1, 3, requires_grad=True)
+        (gather_equal(own) * (world.rank + 1)).sum().backward()
+        buffers = [torch.full((2,), float(world.rank)), torch.full((1, 1), 3.0 * world.rank)]
+        world.average(buffers)
+        return {
+            "agreed": world.agree(15 if world.rank == 1 else 0),
+            "broadcast": world.broadcast({"from": world.rank}),
+            "gathered": world.gather(rows).tolist(),
+            "mean": world.mean({"a": float(world.rank)}),
+            "sum": world.sum(torch.tensor([world.rank, 1])).tolist(),
+            "all": [bool(world.all(torch.tensor(flag))) for flag in (True, world.rank != 1)],
+            "gradient": own.grad.tolist(),
+            "average": [buffer.flatten().tolist() for buffer in buffers],
+        }
+
+    for answer in processes(3, work):
+        assert answer == {
+            "agreed": 15,
+            "broadcast": {"from": 0},
+            "gathered": [[1.0, 1.0]] * 2 + [[2.0, 2.0]] * 4,
+            "mean": {"a": 1.0},
+            "sum": [3, 3],
+            "all": [True, False],
+            "gradient": [[6.0] * 3],
+            "average": [[1.0, 1.0], [3.0]],
+        }
+
+
+def test_a_mistake_seen_by_all_is_said_once(config, processes):
+    for overrides, message in [
+        (("data.batch_size=33",), "data.batch_size=33 cannot be shared equally by 2 processes"),
+        (("data.drop_last=false", "data.limit=321"), "the last batch of an epoch has 1 images, which 2 processes"),
+        (("data.dir=absent",), "absent: no such folder"),
+    ]:
+        processes(2, train(config(*overrides)), codes=[2, 2])
+        assert processes.output(0).startswith(f"error: {message}".split(":")[0])
+        assert message in processes.output(0) and len(processes.output(0).splitlines()) == 1
+        assert processes.output(1) == ""
+
+
+def test_one_processs_broken_sample_ends_all(config, processes):
+    def work(world):
+        trainer = Trainer(config("data.batch_size=36"), None, world)
+        if world.rank == 1:
+            batches = trainer.loader._batches
+
+            def broken():
+                for number, batch in enumerate(batches()):
+                    if number == 3:
+                        raise UserError("the JPEG data of sample 77 are damaged")
+                    yield batch
+
+            trainer.loader._batches = broken
+        trainer.fit()
+
+    processes(3, work, codes=[2, 2, 2])
+    assert processes.output(1) == "error: the JPEG data of sample 77 are damaged\n"
+    assert processes.output(0) == processes.output(2) == ""
+
+
+def test_a_bug_in_one_process_shows_its_traceback_and_ends_all(processes):
+    def broken(world):
+        world.agree()
+        if world.rank == 1:
+            raise ZeroDivisionError("a bug")
+        world.agree()
+
+    processes(2, broken, codes=[1, 1])
+    assert "ZeroDivisionError: a bug" in processes.output(1) and processes.output(0) == ""
+
+
+def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, processes):
+    def work(world):
+        trainer = Trainer(config(), None, world)
+        batch = next(iter(trainer.loader))
+        trainer.train_step.set_schedule(epoch=0, lr=1.0, probe_lr=0.1, momentum=0.5)
+        before = digest(trainer.train_step.state_dict())
+        forward = trainer.train_step._forward
+
+        def poisoned(*inputs):
+            loss, metrics = forward(*inputs)
+            if world.rank == 1:
+                metrics["loss"] = metrics["loss"] * float("nan")  # the gradients stay finite
+            return loss, metrics
+
+        trainer.train_step._forward = poisoned
+        trainer.train_step(batch)
+        return before == digest(trainer.train_step.state_dict()), int(trainer.train_step.bad_steps)
+
+    assert processes(2, work) == [(True, 1), (True, 1)]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_two_processes_is_an_eager_one(config, processes, tmp_path):
+    def work(world):
+        found = []
+        for name in ("compiled", "eager"):
+            trainer = Trainer(config(f"run.dir={tmp_path / name}"), None, world)
+            batch = next(iter(trainer.loader))
+            if name == "compiled":
+                assert compile_step(trainer.train_step, batch)  # the augmentation; the rest exchanges
+            trainer.train_step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, momentum=0.9)
+            trainer.train_step(batch)
+            found.append(trainer.train_step.metrics.read())
+        return found
+
+    for compiled, eager in processes(2, work):
+        assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-4)
+
+
+def torchrun(count, path, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.Popen(
+        [*command, "train.py", "-c", str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_and_resumes(config, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(config("train.epochs=500", "checkpoint.every_steps=1000000")))
+    run = tmp_path / "run"
+    process = torchrun(2, path)
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or not losses(run):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    (saved,) = (run / "checkpoints").glob("*.pt")
+    step = int(saved.stem.split("-")[1])
+    assert err.count(f"stopped by SIGTERM: saved at step {step}; continue with --resume auto") == 1
+    epochs = step // 10 + 1
+    resumed = torchrun(2, path, "--resume", "auto", f"train.epochs={epochs}")
+    out, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert out.splitlines().count(str(run / "backbone.safetensors")) == 1
+    assert [line["resumed_from_step"] for line in lines(run) if "resumed_from_step" in line] == [step]

@@ -1,0 +1,26 @@
+"""The program behind ``make gpu``, as far as it goes without a GPU; ``make gpu SMOKE=1`` tries its steps."""
+
+import os
+import subprocess
+import sys
+
+
+def run(*arguments):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "tools/gpu.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_without_a_gpu_it_says_so_and_measures_nothing():
+    done = run("throughput-cifar10")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no GPU" in done.stderr and "SMOKE=1" in done.stderr
+
+
+def test_a_step_that_does_not_exist_is_named_with_those_that_do():
+    done = run("throughput-cifar11")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no step 'throughput-cifar11'")
+    for step in ("tests", "throughput-cifar10", "step-224", "train-vssl", "train-byol", "train-moco_v3"):
+        assert step in done.stderr

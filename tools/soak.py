@@ -1,0 +1,387 @@
+#!/usr/bin/env python
+"""Break things on purpose: killed runs, damaged data, damaged configs, many epochs. One table; exit code 1 if a promise
+of docs/reliability.md was not kept."""
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked, and threads do not survive that
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from pipelines.build import build_loader
+from pipelines.convert import convert
+from pipelines.errors import UserError, run_command
+from pipelines.packed import open_packed
+from vssl.config import load_config
+from vssl.engine import Trainer
+
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+SMALL = (
+    "data.image_size=8",
+    "data.limit=256",
+    "data.batch_size=32",
+    "data.workers=1",
+    "model.projector_hidden=32",
+    "model.predictor_hidden=16",
+    "model.latent=8",
+    "train.epochs=2",
+    "train.compile=false",
+    "train.device=cpu",
+    "train.log_every=2",
+    "eval.every=0",
+    "checkpoint.every_steps=1",  # so that many a kill hits a checkpoint
+)
+HANG = 600  # seconds; far more than any child needs, for a busy machine must not look like a hang
+MEMORY = 6 * 2**30  # bytes that a child may map beyond what it inherits
+
+
+def in_child(work: Callable[[], str], kill_after: float | None = None) -> str:
+    """Run ``work`` in a forked process: what it returned, ``refused: <line>`` for a UserError, else what went wrong:
+    ``exception: ...``, ``signal N`` or ``hang`` (after ``HANG`` seconds). ``kill_after``: SIGKILL then, ``killed``."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY,) * 2)
+        try:
+            answer = work()
+        except UserError as error:
+            answer = f"refused: {' '.join(str(error).split())}"
+        except BaseException:
+            answer = f"exception: {traceback.format_exc()}"
+        os.write(send, answer.encode()[:60_000])
+        os._exit(0)
+    os.close(send)
+    with open(receive, "rb") as answers:
+        ready = select.select([answers], [], [], HANG if kill_after is None else kill_after)[0]
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+        answer = answers.read().decode(errors="replace")
+    status = os.waitpid(child, 0)[1]
+    if not ready:
+        return "hang" if kill_after is None else "killed"
+    return answer if os.WIFEXITED(status) else f"signal {os.WTERMSIG(status)}"
+
+
+class Report:
+    """Rows of the table, and the failures."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str]] = []
+        self.failures: list[str] = []
+
+    @contextlib.contextmanager
+    def row(self, name: str):
+        """Collects a row's figures in the dict that it yields."""
+        started, figures = time.monotonic(), {}
+        yield figures
+        text = ", ".join(f"{value} {key}" for key, value in figures.items())
+        self.rows.append((name, text, f"{time.monotonic() - started:.0f} s"))
+
+    def fail(self, what: str) -> None:
+        self.failures.append(what)
+
+    def table(self) -> str:
+        widths = [max(len(row[column]) for row in self.rows) for column in range(3)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in self.rows
+        )
+
+
+def make_data(folder: Path) -> dict[str, Path]:
+    """Small packed sets: the digits as resident and ffcv, and JPEG photographs of several sizes as ffcv."""
+    packed = {"resident": folder / "resident", "ffcv, raw": folder / "raw", "ffcv, JPEG": folder / "jpeg"}
+    convert("digits", None, packed["resident"], format="resident", workers=1)
+    convert("digits", None, packed["ffcv, raw"], format="ffcv", workers=1)
+    source, rng = folder / "source", np.random.default_rng(0)
+    for number in range(64):
+        path = source / "train" / f"class{number % 4}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        side = (24 + number % 40, 24 + number % 23)
+        Image.fromarray(coarse).resize(side, Image.Resampling.BICUBIC).save(path, quality=90)
+    convert("folder", source, packed["ffcv, JPEG"], format="ffcv", workers=1)
+    return packed
+
+
+def kills(report: Report, count: int, data: Path, folder: Path, rng: random.Random) -> None:
+    """Runs killed at a random moment, resumed, and compared with one that nobody disturbed."""
+
+    def train(run: Path, resume: str | None) -> str:
+        Trainer(load_config(DEMO, [*SMALL, f"data.dir={data}", f"run.dir={run}"]), resume).fit()
+        return "done"
+
+    with report.row(f"{count} runs killed, then resumed") as figures:
+        started = time.monotonic()
+        if in_child(lambda: train(folder / "whole", None)) != "done":
+            report.fail("the undisturbed run failed")
+            return
+        duration = time.monotonic() - started
+        expected = (folder / "whole" / "backbone.safetensors").read_bytes()
+        outcomes = Counter({"ended with the same weights": 0, "killed while saving": 0})
+        for number in range(count):
+            run = folder / f"run-{number}"
+            answer = "done"
+            while answer != "killed":  # a run that was faster than its killer counts for nothing
+                shutil.rmtree(run, ignore_errors=True)
+                answer = in_child(lambda run=run: train(run, None), kill_after=rng.uniform(0.05, 1.0) * duration)
+            outcomes["killed while saving"] += bool(list(run.glob("checkpoints/.*.tmp-*")))
+            answer = in_child(lambda run=run: train(run, "auto"))
+            exported = run / "backbone.safetensors"
+            same = answer == "done" and exported.read_bytes() == expected
+            outcomes["ended with the same weights"] += same
+            try:
+                [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                tidy = not list(run.glob("**/.*.tmp-*"))
+            except (OSError, ValueError):
+                tidy = False
+            if not (same and tidy):
+                report.fail(f"killed run {number}: {answer}, same weights: {same}, tidy: {tidy}")
+            shutil.rmtree(run)
+        figures |= outcomes
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """``content`` with one thing wrong; never the same bytes."""
+    changed = bytearray(content)
+    at = rng.randrange(len(changed)) if rng.random() < 0.5 else rng.randrange(min(256, len(changed)))
+    kind = rng.randrange(6)
+    if kind == 0:
+        changed[at] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        changed[at : at + 8] = rng.randbytes(8)
+    elif kind == 2:
+        del changed[at:]
+    elif kind == 3:
+        changed[at : at + 64] = bytes(64)
+    elif kind == 4:
+        changed += rng.randbytes(rng.randrange(1, 64))
+    else:
+        other = rng.randrange(len(changed))
+        changed[at : at + 16], changed[other : other + 16] = changed[other : other + 16], changed[at : at + 16]
+    return bytes(changed) if bytes(changed) != content else mutate(content, rng)
+
+
+def read_epoch(packed_dir: Path) -> str:
+    """A digest of an epoch of training batches, or an exception."""
+    config = load_config(DEMO, [*SMALL, f"data.dir={packed_dir}", "data.limit=0", "data.batch_size=16"])
+    packed = open_packed(packed_dir)
+    device = torch.device("cpu")
+    with contextlib.closing(
+        build_loader(config.data, config.augment, packed, "train", train=True, seed=0, device=device)
+    ) as loader:
+        return "digest " + str(hash(tuple(part.numpy().tobytes() for batch in loader for part in batch)))
+
+
+def verify(packed_dir: Path) -> str:
+    open_packed(packed_dir, verify=True)
+    return "accepted"
+
+
+def data_fuzz(report: Report, count: int, packed: dict[str, Path], folder: Path, rng: random.Random) -> None:
+    """A file of a packed set is damaged: --verify must refuse it; without, reading may notice it or not, but neither
+    crash nor hang."""
+    for number, (name, source) in enumerate(packed.items()):
+        cases = count // len(packed) + (number < count % len(packed))
+        with report.row(f"{cases} damaged files ({name})") as figures:
+            whole = in_child(lambda source=source: read_epoch(source))
+            outcomes = Counter({"refused at a start": 0, "seen only by --verify": 0})
+            for case in range(cases):
+                broken = folder / "broken"
+                shutil.rmtree(broken, ignore_errors=True)
+                shutil.copytree(source, broken)
+                victim = rng.choice(sorted(path for path in broken.iterdir() if not path.name.startswith("val")))
+                victim.write_bytes(mutate(victim.read_bytes(), rng))
+                answer = in_child(lambda broken=broken: read_epoch(broken))
+                thorough = in_child(lambda broken=broken: verify(broken))
+                if answer.startswith("refused"):
+                    outcomes["refused at a start"] += 1
+                elif answer == whole:
+                    outcomes["without effect"] += 1
+                elif answer.startswith("digest"):
+                    outcomes["seen only by --verify"] += 1
+                else:
+                    report.fail(f"{name}, case {case}, {victim.name}: {answer}")
+                # The manifest itself has no checksum: what it says must fit the files, its other text may differ.
+                if not thorough.startswith("refused") and (victim.name != "manifest.json" or thorough != "accepted"):
+                    report.fail(f"{name}, case {case}, {victim.name}, --verify: {thorough}")
+            figures |= outcomes
+
+
+ODD = (
+    "-1",
+    "0",
+    ".nan",
+    ".inf",
+    "1e400",
+    "''",
+    "null",
+    "[]",
+    "{}",
+    "[1, 2]",
+    "true",
+    "text",
+    "0x10",
+    "1e-9",
+    "!!binary x",
+)
+
+
+def mutate_config(text: str, rng: random.Random) -> str:
+    """A YAML file with one thing wrong."""
+    kind = rng.randrange(5)
+    rows = text.splitlines()
+    at = rng.choice([number for number, row in enumerate(rows) if ":" in row])
+    if kind <= 1:
+        rows[at] = f"{rows[at].split(':')[0]}: {rng.choice(ODD)}"
+    elif kind == 2:
+        key, _, value = rows[at].partition(":")
+        place = rng.randrange(len(key))
+        rows[at] = f"{key[:place]}{rng.choice('xyz_ ')}{key[place + 1 :]}:{value}"
+    elif kind == 3:
+        rows[at] = rows[at].strip() if rng.random() < 0.5 else "   " + rows[at]
+    else:
+        content = mutate(text.encode(), rng)
+        return content.decode("latin-1")
+    return "\n".join(rows) + "\n"
+
+
+def config_fuzz(report: Report, count: int, data: Path, folder: Path, rng: random.Random) -> None:
+    """A config is damaged: it is refused with one line, or it is another valid config, which trains a step."""
+    overrides = [*SMALL, f"data.dir={data}"]
+    base = folder / "base.yaml"
+    values = yaml.safe_load(DEMO.read_text())
+    for override in overrides:
+        key, _, value = override.partition("=")
+        section, name = key.split(".")
+        values.setdefault(section, {})[name] = yaml.safe_load(value)
+    values["run"] = {"dir": str(folder / "config-run")}
+    base.write_text(yaml.safe_dump(values, sort_keys=False))
+    original = load_config(base)
+
+    def start(path: Path) -> str:
+        config = load_config(path)
+        if config == original:
+            return "the same"
+        run = Path(config.run.dir)
+        if folder not in run.parents:
+            return "another valid config"  # which would write elsewhere
+        trainer = Trainer(config)
+        batch = next(iter(trainer.loader))
+        trainer._schedule_step()
+        trainer.train_step(batch)
+        trainer.train_step.metrics.read()
+        return "another valid config"
+
+    with report.row(f"{count} damaged configs") as figures:
+        outcomes = Counter({"refused": 0, "another valid config": 0, "the same": 0})
+        for case in range(count):
+            path = folder / "damaged.yaml"
+            path.write_text(mutate_config(base.read_text(), rng))
+            answer = in_child(lambda path=path: start(path))
+            kind = answer.split(":")[0]
+            outcomes[kind] += 1
+            if kind not in ("refused", "another valid config", "the same"):
+                (folder / f"failed-{case}.yaml").write_text(path.read_text())
+                report.fail(f"config case {case}: {answer}\n{path.read_text()}")
+            shutil.rmtree(folder / "config-run", ignore_errors=True)
+        figures |= outcomes
+
+
+def usage() -> tuple[int, int, int]:
+    """Resident memory in bytes, threads, open files of this process and how many children it has."""
+    gc.collect()
+    memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return memory, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+def resources(report: Report, epochs: int, packed: dict[str, Path]) -> None:
+    """Many epochs of every loader, every third broken off: memory, threads and files must stay what they were."""
+
+    def run(loader: str, source: Path) -> str:
+        config = load_config(DEMO, [*SMALL, f"data.dir={source}", f"data.loader={loader}", "data.batch_size=16"])
+        data = open_packed(source)
+        device = torch.device("cpu")
+        iterate = build_loader(config.data, config.augment, data, "train", train=True, seed=0, device=device)
+        warm = None
+        for epoch in range(epochs):
+            iterate.set_epoch(epoch)
+            for number, _ in enumerate(iterate):
+                if epoch % 3 == 2 and number == 1:
+                    break
+            if epoch == max(2, epochs // 5):
+                iterate.set_epoch(0)  # which ends what an epoch left running
+                warm = usage()
+        iterate.set_epoch(0)
+        end = usage()
+        iterate.close()
+        return json.dumps([warm, end])
+
+    for name, source in packed.items():
+        for loader in ("auto", "torch"):
+            with report.row(f"{epochs} epochs ({name}, {loader} loader)") as figures:
+                answer = in_child(lambda loader=loader, source=source: run(loader, source))
+                if not answer.startswith("["):
+                    report.fail(f"{epochs} epochs, {name}, {loader} loader: {answer}")
+                    continue
+                (memory, threads, files), (memory_end, threads_end, files_end) = json.loads(answer)
+                growth = (memory_end - memory) / 2**20
+                figures |= {"MiB more": f"{growth:+.1f}", "threads": threads_end, "open files": files_end}
+                if growth > 8 or threads_end > threads or files_end > files:
+                    report.fail(f"{name}, {loader} loader grew: {growth:.1f} MiB, {threads}->{threads_end} threads, "
+                                f"{files}->{files_end} files")  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="runs to kill and resume")
+    parser.add_argument("--data", type=int, default=200, help="damaged data files")
+    parser.add_argument("--configs", type=int, default=200, help="damaged configs")
+    parser.add_argument("--epochs", type=int, default=50, help="epochs of each loader")
+    parser.add_argument("--seed", type=int, default=0, help="of what is broken, and when")
+    arguments = parser.parse_args()
+    report, rng = Report(), random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        folder = Path(name)
+        packed = make_data(folder)
+        if arguments.kills:
+            kills(report, arguments.kills, packed["resident"], folder, rng)
+        if arguments.data:
+            data_fuzz(report, arguments.data, packed, folder, rng)
+        if arguments.configs:
+            config_fuzz(report, arguments.configs, packed["resident"], folder, rng)
+        if arguments.epochs:
+            resources(report, arguments.epochs, packed)
+    print(report.table())
+    for failure in report.failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    print(f"{len(report.failures)} failures")
+    return int(bool(report.failures))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,169 @@
+"""Is an image's variance an uncertainty? Selective accuracy, and telling foreign images apart."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vssl.checkpoint import write_atomically
+
+__all__ = [
+    "SCORES",
+    "direction_score",
+    "length_score",
+    "most_certain_half",
+    "ood_auroc",
+    "plot_uncertainty",
+    "score_report",
+    "selective_accuracy",
+    "variance_score",
+]
+
+
+def variance_score(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Mean log-variance over the latent dimensions, [N, D] -> [N]; the higher, the less certain.
+
+    Up to scale and a constant this is the entropy of the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2. It
+    weighs all dimensions alike, where a sum of variances would be that of the few largest.
+    """
+    return logvar.mean(dim=1)
+
+
+def length_score(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Minus the log of the mean square of the mean's entries, [N, D] -> [N]: the control, which knows no variance."""
+    return -mean.square().mean(dim=1).log()
+
+
+def direction_score(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Mean log-variance relative to the squared length of the mean, [N, D] -> [N]: the sum of the other two scores.
+
+    The variance of the direction: to first order mean / |mean| varies by sigma^2 / |mean|^2 across the mean (the delta
+    method), and it is directions that a classifier by cosine similarity compares.
+    """
+    return variance_score(mean, logvar) + length_score(mean, logvar)
+
+
+SCORES = {"variance": variance_score, "direction": direction_score, "length": length_score}
+
+
+def selective_accuracy(correct: Tensor, score: Tensor) -> Tensor:
+    """Accuracy among the k most certain of N images, for k = 1 .. N; its mean is the area under the curve.
+
+    The accuracy over coverage k / N of El-Yaniv and Wiener (JMLR 11, 2010) and Geifman and El-Yaniv
+    (arXiv 1705.08500). Images of the same score count with their mean, as in random order on the average.
+
+    Args:
+        correct: bool [N].
+        score: [N], the uncertainty.
+
+    Returns:
+        float64 [N] in [0, 1].
+    """
+    values, group = score.unique(return_inverse=True)  # in ascending order
+    total = torch.zeros(len(values), dtype=torch.float64, device=score.device)
+    mean = total.index_add(0, group, correct.double()) / group.bincount()
+    expected = mean[group.sort().values]
+    return expected.cumsum(dim=0) / torch.arange(1, len(score) + 1, device=score.device)
+
+
+def most_certain_half(correct: Tensor, score: Tensor) -> dict[str, float]:
+    """The accuracy of the half of the images that the score calls most certain, against that of all.
+
+    The half is part of the whole, so that half - whole = (half - other half) / 2, whose terms are independent. Standard
+    errors are binomial.
+
+    Args:
+        correct: bool [N], N > 1.
+        score: [N], the uncertainty.
+
+    Returns:
+        ``top1`` and ``standard_error`` of the half, ``whole_top1`` and ``whole_standard_error``, ``difference``
+        and ``difference_standard_error``.
+    """
+    curve = selective_accuracy(correct, score)
+    count, half_count = len(curve), len(curve) // 2
+    half, whole = curve[half_count - 1].item(), curve[-1].item()
+    other = (whole * count - half * half_count) / (count - half_count)
+
+    def variance(share: float, trials: int) -> float:
+        return share * (1 - share) / trials
+
+    share = (count - half_count) / count
+    error = share * math.sqrt(variance(half, half_count) + variance(other, count - half_count))
+    return {
+        "top1": half,
+        "standard_error": math.sqrt(variance(half, half_count)),
+        "whole_top1": whole,
+        "whole_standard_error": math.sqrt(variance(whole, count)),
+        "difference": half - whole,
+        "difference_standard_error": error,
+    }
+
+
+def ood_auroc(score: Tensor, foreign_score: Tensor) -> float:
+    """Area under the ROC curve of detecting foreign images by their uncertainty: the share of pairs in which the
+    foreign image is the less certain one. 0.5: no better than chance. Scores [N] and [M]."""
+    from sklearn.metrics import roc_auc_score
+
+    foreign = torch.cat([torch.zeros(len(score)), torch.ones(len(foreign_score))])
+    return float(roc_auc_score(foreign.numpy(), torch.cat([score, foreign_score]).cpu().numpy()))
+
+
+def score_report(correct: Tensor, score: Tensor, foreign: Tensor | None, points: int = 50, bins: int = 40) -> dict:
+    """What an uncertainty is worth, in plain values.
+
+    Args:
+        correct: bool [N].
+        score: [N], the uncertainty of the same images.
+        foreign: [M], that of foreign images; None: there are none.
+        points: of the curve.
+        bins: of the histogram.
+
+    Returns:
+        ``mean`` and ``std`` of the score, ``most_certain_half``, ``area`` under the selective accuracy curve and
+        ``points`` of it (``coverage``, ``top1``), ``ood_auroc`` (null without foreign images), ``histogram``: edges of
+        the bins and densities.
+    """
+    curve = selective_accuracy(correct, score)
+    kept = sorted({max(1, round(len(curve) * point / points)) for point in range(1, points + 1)})
+    samples = {"val": score.cpu().numpy()} | ({} if foreign is None else {"ood": foreign.cpu().numpy()})
+    edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
+    densities = {name: np.histogram(values, edges, density=True)[0].tolist() for name, values in samples.items()}
+    return {
+        "mean": score.mean().item(),
+        "std": score.std().item(),
+        "most_certain_half": most_certain_half(correct, score),
+        "area": curve.mean().item(),
+        "ood_auroc": None if foreign is None else ood_auroc(score, foreign),
+        "curve": {
+            "coverage": [count / len(curve) for count in kept],
+            "top1": [curve[count - 1].item() for count in kept],
+        },
+        "histogram": {"edges": edges.tolist(), **densities},
+    }
+
+
+def plot_uncertainty(report: dict, path: Path) -> None:
+    """Write a PNG of what ``OfflineEvaluation.uncertainty`` found: selective accuracy, the variance's histogram."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    curves, densities = figure.subplots(1, 2)
+    for name, score in report["scores"].items():
+        label = f"by {name}: area {score['area']:.3f}"
+        curves.plot(score["curve"]["coverage"], score["curve"]["top1"], label=label)
+    curves.axhline(report["top1"], linestyle="--", color="grey", label=f"at random: {report['top1']:.3f}")
+    curves.set(xlabel="share of images kept, the most certain first", ylabel="kNN top-1 among them", xlim=(0, 1))
+    variance = report["scores"]["variance"]
+    names = {"val": report["dataset"]}
+    if "ood" in report:
+        names["ood"] = f"{report['ood']['dataset']}: AUROC {variance['ood_auroc']:.3f}"
+    for key, name in names.items():
+        histogram = variance["histogram"]
+        densities.stairs(histogram[key], histogram["edges"], fill=True, alpha=0.5, label=name)
+    densities.set(xlabel="mean log-variance", ylabel="density")
+    for axes in (curves, densities):
+        axes.legend(fontsize="small")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

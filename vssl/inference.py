@@ -1,0 +1,166 @@
+"""A trained run again: features, and embeddings with their uncertainty."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.augment import Augment
+from pipelines.errors import UserError
+from vssl.checkpoint import Checkpoints, load_checkpoint
+from vssl.config import Config, load_config
+from vssl.engine.precision import resolve_device
+from vssl.models import Gaussian, Student, build_backbone, build_student, load_backbone_weights
+from vssl.recipes import resolve
+
+__all__ = ["Embedding", "Pretrained", "load"]
+
+
+class Embedding(NamedTuple):
+    """The student's posterior, a diagonal Gaussian for each image."""
+
+    mean: Tensor  # float32 [N, D]
+    variance: Tensor  # float32 [N, D], > 0
+
+
+class Pretrained:
+    """A trained student (BYOL's protocol: not its teacher), frozen, in evaluation mode, in float32.
+
+    Attributes:
+        source: what it was loaded from.
+        config: of its run, resolved.
+        backbone: [N, 3, S, S] -> [N, F].
+        student: backbone and heads; None where only the backbone was exported.
+        step: of the checkpoint; None for an exported backbone.
+        augment: the run's transforms.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        config: Config,
+        backbone: nn.Module,
+        student: Student | None,
+        step: int | None,
+        device: torch.device,
+    ) -> None:
+        self.source, self.config, self.step, self.device = source, config, step, device
+        network = (student or backbone).to(device, memory_format=torch.channels_last)
+        network.requires_grad_(False).eval()
+        self.backbone, self.student = backbone, student
+        self.augment = Augment(config.augment, config.data.image_size)
+
+    def features(self, images: Any) -> Tensor:
+        """The backbone's features, float32 [N, F] on ``device``, of images as ``embed`` takes them."""
+        size = self.config.data.batch_size
+        with torch.no_grad():
+            parts = [self.backbone(self._prepare(images[i : i + size])) for i in range(0, len(images), size)]
+        return torch.cat(parts)
+
+    def embed(self, images: Any) -> Embedding:
+        """Mean and variance of the student's posterior for each image, ``(mean, variance)``, on ``device``.
+
+        Args:
+            images: RGB, one or more. Either uint8 [N, H, W, 3] (array or tensor), or a list of PIL images or uint8
+                [H, W, 3] of any sizes: these get the run's evaluation transform (centre square, resize, normalise).
+                Or float32 [N, 3, S, S], normalised already as ``Augment.evaluate`` does.
+
+        Raises:
+            UserError: the run has no variance: another method than VSSL, or a backbone alone.
+            ValueError: images of another form.
+        """
+        self.check_variance()
+        mean, logvar = self.posterior(self.features(images))
+        return Embedding(mean, logvar.exp())
+
+    def check_variance(self) -> None:
+        """Raises UserError if there is no variance to be had."""
+        if self.student is None:
+            raise UserError(f"{self.source} is a backbone alone, without a variance: give its run or a checkpoint")
+        name = self.config.objective.name
+        if name != "vssl":
+            raise UserError(f"{self.source} has no variance: objective.name={name}, and only vssl's runs have one")
+
+    @torch.no_grad()
+    def posterior(self, features: Tensor) -> Gaussian:
+        """Mean and log-variance [N, D] that the student's Gaussian head gives to the backbone's features [N, F].
+
+        The predictor has no part in it: it only guesses what the teacher makes of another view. The cosine form's
+        variances are those about a mean of length sqrt(D), so its means are given that length.
+        """
+        mean, logvar = self.student.encoder.projector(features)
+        if self.config.objective.form == "cosine":
+            mean = mean.shape[1] ** 0.5 * F.normalize(mean, dim=1)
+        return Gaussian(mean, logvar)
+
+    def _prepare(self, images: Any) -> Tensor:
+        """float32 [N, 3, S, S] on the device."""
+        side = self.config.data.image_size
+        if isinstance(images, Tensor) and images.is_floating_point():
+            if images.shape[1:] != (3, side, side):
+                raise ValueError(f"normalised images must be [N, 3, {side}, {side}], not {list(images.shape)}")
+            return images.to(self.device, torch.float32)
+        pixels, size = _canvas(images)
+        return self.augment.evaluate(pixels[:, None].to(self.device), size.to(self.device))
+
+
+def load(source: str | Path, *, device: str = "auto", config: str | Path | None = None) -> Pretrained:
+    """Load a trained model.
+
+    Args:
+        source: a run directory (its newest checkpoint), a checkpoint, or an exported backbone (``.safetensors``).
+        device: auto, cpu or cuda.
+        config: a YAML file that describes the model; None: the run's own ``config.yaml``, in the run directory, beside
+            the file, or above the ``checkpoints`` folder that it lies in.
+
+    Raises:
+        UserError: nothing there, no config to be found, or weights that do not fit it.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise UserError(f"{source}: no such run, checkpoint or exported backbone")
+    settings = resolve(load_config(config or _own_config(source)))
+    target, image_size = resolve_device(device), settings.data.image_size
+    if source.suffix == ".safetensors":
+        backbone, _ = build_backbone(settings.model.backbone, settings.model.stem, image_size)
+        load_backbone_weights(backbone, str(source))
+        return Pretrained(source, settings, backbone, None, None, target)
+    state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
+    if state is None:
+        raise UserError(f"{source} holds no whole checkpoint")
+    student = build_student(settings.model, image_size, method=settings.objective.name)
+    try:
+        student.load_state_dict(state["student"])
+    except RuntimeError as error:
+        first = str(error).split("\n")[1].strip()
+        raise UserError(f"{source} does not fit its config: {first}") from error
+    return Pretrained(source, settings, student.encoder.backbone, student, state["step"], target)
+
+
+def _own_config(source: Path) -> Path:
+    """The ``config.yaml`` of the run that ``source`` belongs to."""
+    folders = [source] if source.is_dir() else [source.parent, source.parent.parent]
+    for folder in folders:
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    raise UserError(
+        f"{source}: no config.yaml of its run {'in' if source.is_dir() else 'beside'} it: give --config FILE"
+    )
+
+
+def _canvas(images: Sequence) -> tuple[Tensor, Tensor]:
+    """Images of any sizes on one canvas: pixels uint8 [N, H, W, 3] and sizes int32 [N, 2]."""
+    pictures = [torch.as_tensor(np.array(i.convert("RGB")) if hasattr(i, "convert") else i) for i in images]
+    for picture in pictures:
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"an image must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
+    size = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32)
+    pixels = torch.zeros(len(pictures), *size.amax(dim=0).tolist(), 3, dtype=torch.uint8)
+    for place, picture in enumerate(pictures):
+        pixels[place, : picture.shape[0], : picture.shape[1]] = picture
+    return pixels, size

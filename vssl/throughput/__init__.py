@@ -1,0 +1,7 @@
+"""What the hardware could do, what the run does, and what is in the way."""
+
+from vssl.throughput.report import draw, summarise
+from vssl.throughput.stages import Throughput
+from vssl.throughput.timing import Timer
+
+__all__ = ["Throughput", "Timer", "draw", "summarise"]

@@ -1,0 +1,100 @@
+"""Timing: warmed up, then several blocks of many calls each; the median and how far the blocks lie apart."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Rate", "Timer", "replayable"]
+
+_WARM_UP = 5  # calls on a GPU: a captured step replays its graph from the fourth on
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How much is done a second; low and high are the slowest and the fastest block."""
+
+    per_second: float  # median over the blocks
+    low: float
+    high: float
+    repeats: int  # blocks
+    milliseconds: float  # a call, in the median block
+    cpu_cores: float  # that this process (not its worker processes) kept busy, in the median block
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Times functions that may leave work queued on ``device``.
+
+    Args:
+        repeats: blocks.
+        seconds: that a block should last; a block is at least one call.
+    """
+
+    device: torch.device
+    repeats: int
+    seconds: float
+
+    def rate(self, call: Callable[[], float]) -> Rate:
+        """Time ``call``, which returns how much it did (images, bytes, operations)."""
+        return self.rates({"": call})[""]
+
+    def rates(self, calls: dict[str, Callable[[], float]]) -> dict[str, Rate]:
+        """Time several, a block of each in turn, so that whatever else the machine does meets them all."""
+        counts = {name: self._calls_a_block(call) for name, call in calls.items()}
+        blocks = {name: [] for name in calls}
+        for _ in range(self.repeats):
+            for name, call in calls.items():
+                blocks[name].append(self._block(call, counts[name]))
+        return {name: self._summary(blocks[name], counts[name]) for name in calls}
+
+    def _calls_a_block(self, call: Callable[[], float]) -> int:
+        """Warm up, and see how many calls last ``seconds``."""
+        for _ in range(_WARM_UP if self.device.type == "cuda" else 1):
+            call()
+        calls = 1
+        while (elapsed := self._block(call, calls)[1]) < self.seconds / 2:
+            calls *= 2
+        return max(1, round(calls * self.seconds / elapsed))
+
+    def _summary(self, blocks: list[tuple[float, float, float]], calls: int) -> Rate:
+        rates = [done / elapsed for done, elapsed, _ in blocks]
+        return Rate(
+            per_second=statistics.median(rates),
+            low=min(rates),
+            high=max(rates),
+            repeats=self.repeats,
+            milliseconds=1000 * statistics.median(elapsed for _, elapsed, _ in blocks) / calls,
+            cpu_cores=statistics.median(busy / elapsed for _, elapsed, busy in blocks),
+        )
+
+    def _block(self, call: Callable[[], float], calls: int) -> tuple[float, float, float]:
+        """How much was done, seconds on the clock, seconds of all cores."""
+        self._synchronize()
+        started, busy = time.perf_counter(), time.process_time()
+        done = sum(call() for _ in range(calls))
+        self._synchronize()
+        return done, time.perf_counter() - started, time.process_time() - busy
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def replayable(work: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """``work`` as the training step runs it: on a GPU captured as a graph and replayed, so that launching it costs
+    nothing; elsewhere as it is."""
+    if device.type != "cuda":
+        return work
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # lazy initialisation and compilation must not be captured
+            work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        work()
+    return graph.replay
