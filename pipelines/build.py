@@ -4,6 +4,7 @@ import torch
 
 from pipelines.augment import Augment
 from pipelines.errors import UserError
+from pipelines.loader_dali import DaliLoader
 from pipelines.loader_ffcv import FfcvLoader
 from pipelines.loader_resident import ResidentLoader
 from pipelines.loader_torch import TorchLoader
@@ -16,9 +17,9 @@ __all__ = ["build_loader"]
 # data.loader: the packed formats that it reads, and its class. Every format's own loader bears the format's name.
 _LOADERS = {
     "ffcv": (("ffcv",), FfcvLoader),
-    "dali": (("dali",), None),
+    "dali": (("dali",), DaliLoader),
     "resident": (("resident",), ResidentLoader),
-    "torch": (("ffcv", "resident"), TorchLoader),
+    "torch": (("ffcv", "dali", "resident"), TorchLoader),
 }
 
 
@@ -39,8 +40,8 @@ def build_loader(
     Args:
         data, augment: as configured; ``data.loader`` "auto" follows the format of ``packed``.
         split: "train" or "val".
-        train: shuffled, ``data.drop_last`` observed; V = 1 from resident and from ffcv feeding a
-            GPU, else V = 2. False: packed order, every image once, V = 1. ``data.limit`` holds for the split
+        train: shuffled, ``data.drop_last`` observed; V = 1 from resident, V = 2 from torch, from ffcv and dali as
+            ``data.crops`` says. False: packed order, every image once, V = 1. ``data.limit`` holds for the split
             "train" either way: the same images.
         seed: of the order and of the crops.
         device: where batches go.
@@ -62,8 +63,6 @@ def build_loader(
             f"data.loader={name} reads format {' or '.join(formats)}, {packed.dir} is {packed.format}: "
             "set data.loader=auto or pack the data in another format"
         )
-    if loader is None:
-        raise UserError(f"data.loader={name} is not available in this version: pack {packed.dir} with --format ffcv")
     if split not in packed.splits:
         raise UserError(f"{packed.dir}: has no split {split!r}, only {', '.join(packed.splits)}")
     sampler = Sampler(

@@ -58,10 +58,11 @@ def convert(
         dataset: digits, cifar10, cifar100, in100 or folder.
         source: where it lies; see ``sources.load_source``.
         out: folder that appears when the data set is whole; absent or empty, or with ``force`` a packed data set.
-        format: ffcv or resident.
+        format: ffcv, dali or resident.
         max_resolution: longest side in pixels; larger images are scaled down, antialiased, none is scaled up.
         quality: encode every image as a JPEG of this quality. None: JPEG files that need nothing done keep their
-            bytes, images of at most 64 x 64 pixels are stored as pixels, others are encoded at quality 90.
+            bytes (in the ffcv format only those of more than 64 x 64 pixels), other images of at most 64 x 64 pixels
+            are stored without loss, the rest is encoded at quality 90.
         workers: processes; 0: one a core.
         on_error: what an unusable image does: ``fail`` or ``skip``.
 
@@ -69,7 +70,7 @@ def convert(
         UserError: source or ``out`` will not do, or an image cannot be used. Nothing is left behind then.
     """
     if format not in FORMATS:
-        raise UserError(f"--format {format} is not written yet; there are {' and '.join(FORMATS)}")
+        raise UserError(f"--format {format} is none of {', '.join(FORMATS)}")
     if format == "resident" and quality is not None:
         raise UserError("--quality means nothing to --format resident, which stores pixels")
 
@@ -83,7 +84,7 @@ def convert(
         with staged(out, may_replace) as folder:
             loaded = load_source(dataset, source)
             writer = FORMATS[format].Writer
-            recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side)
+            recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
             skipped, started = [], time.perf_counter()
             for name, split in loaded.splits.items():
                 skipped += _pack_split(split, writer(folder, name, len(split.names)), name, recipe, workers, on_error)

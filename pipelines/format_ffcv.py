@@ -7,7 +7,7 @@ gives the same bytes for the same samples.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +53,7 @@ class Writer:
     """
 
     raw_pixels = 64 * 64  # smaller images take no more room to speak of as pixels, and need no decoding ever after
+    keep_small_jpegs = False
     max_side = 65_500  # libjpeg's limit; the table could hold 65,535
 
     def __init__(self, folder: Path, split: str, capacity: int) -> None:
@@ -89,8 +90,8 @@ class Writer:
         self._file.close()
 
 
-def file_names(split: str) -> set[str]:
-    """The files of a split."""
+def file_names(split: str, present: Iterable[str]) -> set[str]:
+    """The files of a split, whatever is ``present``."""
     return {f"{split}.beton"}
 
 

@@ -1,11 +1,12 @@
 """The resident format: all pixels in one array, to be loaded into device memory as it is."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from pipelines.arrays import open_array
 from pipelines.errors import UserError
 from pipelines.images import Sample
 
@@ -23,6 +24,7 @@ class Writer:
     """
 
     raw_pixels = 2**62  # nothing is compressed
+    keep_small_jpegs = False
     max_side = 512  # every image takes as much memory as the largest; who wants more says so with --max-resolution
 
     def __init__(self, folder: Path, split: str, capacity: int) -> None:
@@ -61,8 +63,8 @@ class Writer:
         np.save(self._folder / f"{self._split}-sizes.npy", sizes)
 
 
-def file_names(split: str) -> set[str]:
-    """The files of a split."""
+def file_names(split: str, present: Iterable[str]) -> set[str]:
+    """The files of a split, whatever is ``present``."""
     return {f"{split}.npy", f"{split}-labels.npy", f"{split}-sizes.npy"}
 
 
@@ -72,9 +74,9 @@ def open_arrays(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.nd
     Raises:
         UserError: a file is cut off, of another type or shape, or an image is larger than the canvas.
     """
-    pixels = _open(folder / f"{split}.npy", np.uint8, (None, None, None, 3))
-    labels = _open(folder / f"{split}-labels.npy", np.int64, (len(pixels),))
-    sizes = _open(folder / f"{split}-sizes.npy", np.int32, (len(pixels), 2))
+    pixels = open_array(folder / f"{split}.npy", np.uint8, (None, None, None, 3))
+    labels = open_array(folder / f"{split}-labels.npy", np.int64, (len(pixels),))
+    sizes = open_array(folder / f"{split}-sizes.npy", np.int32, (len(pixels), 2))
     if not ((sizes >= 1) & (sizes <= pixels.shape[1:3])).all():
         raise UserError(f"{folder / f'{split}-sizes.npy'}: an image is empty or larger than the canvas")
     return pixels, np.array(labels), np.array(sizes)
@@ -90,15 +92,3 @@ def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sa
     pixels, _, sizes = open_arrays(folder, split)
     for row, (height, width) in zip(pixels[start:stop], sizes[start:stop].tolist(), strict=True):
         yield Sample(height, width, False, row[:height, :width].tobytes())
-
-
-def _open(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
-    try:
-        array = np.lib.format.open_memmap(path, "r")  # never unpickles
-    except Exception as error:  # damaged headers fail in every way
-        raise UserError(f"{path}: damaged or no .npy file: {error}") from error
-    agrees = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
-    if array.dtype != dtype or not agrees or not array.flags.c_contiguous:
-        wanted = ", ".join("any" if side is None else str(side) for side in shape)
-        raise UserError(f"{path}: holds {array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} [{wanted}]")
-    return array

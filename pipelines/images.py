@@ -50,6 +50,7 @@ class Recipe(NamedTuple):
     quality: int | None  # every image is encoded as a JPEG of this quality, 1..100; None: whatever loses least
     raw_pixels: int  # without a quality, images of at most so many pixels are stored as pixels
     max_side: int  # longest side in pixels that the format can hold
+    keep_small_jpegs: bool = False  # JPEG files keep their bytes even where raw_pixels says otherwise
 
 
 def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
@@ -69,10 +70,12 @@ def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
     width, height = image.size
     if max(width, height) > recipe.max_side:
         raise ImageError(f"has {width} x {height} pixels, more than {recipe.max_side:,} a side: give --max-resolution")
-    if recipe.quality is None and width * height <= recipe.raw_pixels:
-        return Sample(height, width, False, image.tobytes())
-    if recipe.quality is None and storable:
-        return Sample(height, width, True, source)
+    if recipe.quality is None:
+        small = width * height <= recipe.raw_pixels
+        if storable and (recipe.keep_small_jpegs or not small):
+            return Sample(height, width, True, source)
+        if small:
+            return Sample(height, width, False, image.tobytes())
     is_whole_jpeg = isinstance(source, bytes) and source.startswith(b"\xff\xd8") and scale >= 1
     if recipe.quality is None and is_whole_jpeg and _turbojpeg() is None:
         raise UserError(

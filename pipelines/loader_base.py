@@ -13,7 +13,7 @@ from pipelines.packed import Split
 from pipelines.sampler import Sampler
 from pipelines.types import Batch, DataConfig
 
-__all__ = ["BaseLoader", "canvas_shape", "each_sample", "fit_canvas", "worker_count"]
+__all__ = ["BaseLoader", "canvas_shape", "cuts_crops", "each_sample", "fit_canvas", "worker_count"]
 
 
 class BaseLoader(ABC):
@@ -72,7 +72,7 @@ class BaseLoader(ABC):
         self._closed = True
 
     def _to_device(self, batch: Batch) -> Batch:
-        """Copy a batch on a stream of its own, beside the step's work; the current stream waits for the copy.
+        """Copy what is not on the device yet on a stream of its own, beside the step's work, which waits for the copy.
 
         Pinned memory comes from torch's caching allocator, which gives it out again only when a non-blocking copy from
         it has finished, and device memory marked by ``record_stream`` only when the step has done with it.
@@ -80,12 +80,19 @@ class BaseLoader(ABC):
         if self._copies is None:
             return batch
         with torch.cuda.stream(self._copies):
-            batch = Batch(*(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in batch))
+            batch = Batch(
+                *(part if part.is_cuda else part.pin_memory().to(self.device, non_blocking=True) for part in batch)
+            )
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._copies)
         for tensor in batch:
             tensor.record_stream(current)
         return batch
+
+
+def cuts_crops(data: DataConfig, device: torch.device, train: bool) -> bool:
+    """Whether the loader cuts the two crops (V = 2) or hands over whole images (V = 1)."""
+    return train and (data.crops == "loader" or (data.crops == "auto" and device.type == "cpu"))
 
 
 def canvas_shape(split: Split, canvas: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.augment import Augment, pixel_boxes
-from pipelines.loader_base import BaseLoader, canvas_shape, each_sample, fit_canvas, worker_count
+from pipelines.loader_base import BaseLoader, canvas_shape, cuts_crops, each_sample, fit_canvas, worker_count
 from pipelines.packed import Packed
 from pipelines.prefetch import BufferPool, run_ahead
 from pipelines.readers import open_reader
@@ -38,7 +38,7 @@ class _Plan(NamedTuple):
 
 
 class FfcvLoader(BaseLoader):
-    """Feeding a CPU's training: both crops from one decode (V = 2). Else whole images on a canvas (V = 1).
+    """As ``data.crops`` says, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
 
     Arguments as ``build_loader``. ``dct_scaling``: decode at 1/2, 1/4 or 1/8 of the scale wherever nothing needs
     more pixels; False gives exactly the pixels of the reference loader.
@@ -59,7 +59,7 @@ class FfcvLoader(BaseLoader):
         super().__init__(sampler, device)
         self._reader = open_reader(packed, split)
         self._augment, self._data, self.dct_scaling = augment, data, dct_scaling
-        self._crops = train and device.type == "cpu"
+        self._crops = cuts_crops(data, device, train)
         shape = (data.image_size,) * 2 if self._crops else canvas_shape(packed.splits[split], data.canvas)
         rows = -(-sampler.batch_size // sampler.world_size)
         self._shape = (rows, 2 if self._crops else 1, *shape, 3)
@@ -104,6 +104,10 @@ class FfcvLoader(BaseLoader):
         denominator = np.select([room >= 8, room >= 4, room >= 2], [8, 4, 2], 1)
         decoded = -(-size // torch.from_numpy(denominator)[:, None])
         return _Plan(index, denominator, pixel_boxes(crop, decoded).numpy(), target, pixels.numpy())
+
+    def denominators(self, index: np.ndarray) -> np.ndarray:
+        """int64 [B]: in the current epoch, sample ``index[i]`` is decoded at 1/denominator of its scale."""
+        return self._plan(index, torch.empty(0, dtype=torch.uint8)).denominator
 
     def _fill(self, plan: _Plan) -> None:
         if self._gather:

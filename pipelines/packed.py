@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipelines import format_ffcv, format_resident
+from pipelines import format_dali, format_ffcv, format_resident
 from pipelines.errors import UserError
 
 __all__ = [
@@ -23,8 +23,9 @@ __all__ = [
     "write_manifest",
 ]
 
-# Each has: Writer (raw_pixels, max_side, add, close), file_names, read_labels_and_sizes, iter_samples.
-FORMATS: dict[str, ModuleType] = {"ffcv": format_ffcv, "resident": format_resident}
+# Each has: file_names, read_labels_and_sizes, iter_samples, and Writer (raw_pixels, keep_small_jpegs, max_side, add,
+# close).
+FORMATS: dict[str, ModuleType] = {"ffcv": format_ffcv, "dali": format_dali, "resident": format_resident}
 
 _VERSION = 1
 MANIFEST = "manifest.json"
@@ -48,7 +49,7 @@ class Split:
 @dataclass(frozen=True)
 class Packed:
     dir: Path
-    format: str  # ffcv | resident
+    format: str  # ffcv | dali | resident
     dataset: str
     classes: tuple[str, ...]  # the place is the label; empty: no labels
     splits: dict[str, Split]  # train, and val if there is one
@@ -84,7 +85,7 @@ def measure_split(folder: Path, format: str, name: str) -> Split:
     """What the manifest has to say of a split whose files are whole."""
     labels, sizes = FORMATS[format].read_labels_and_sizes(folder, name)
     height, width = sizes.max(axis=0).tolist()
-    files = sorted(FORMATS[format].file_names(name))
+    files = sorted(FORMATS[format].file_names(name, [path.name for path in folder.iterdir()]))
     entries = {file: FileEntry((folder / file).stat().st_size, _sha256(folder / file)) for file in files}
     return Split(len(labels), bool((labels >= 0).all()), height, width, entries)
 
@@ -181,7 +182,9 @@ def _parse(folder: Path, content: Any) -> Packed:
         check(bool(classes) or not split["labelled"], f"splits.{name} is labelled, but there are no classes")
         numbers = [whole(split[key], 1, f"splits.{name}.{key}") for key in ("count", "max_height", "max_width")]
         entries = {}
-        for file, entry in fields(split["files"], FORMATS[format].file_names(name), f"splits.{name}.files").items():
+        check(isinstance(split["files"], dict), f"splits.{name}.files must be an object")
+        files = FORMATS[format].file_names(name, split["files"])
+        for file, entry in fields(split["files"], files, f"splits.{name}.files").items():
             fields(entry, {"bytes", "sha256"}, f"the entry of {file}")
             digest = entry["sha256"]
             valid = isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
-from pipelines import format_ffcv, format_resident
+from pipelines import format_dali, format_ffcv, format_resident
 from pipelines.errors import UserError
+from pipelines.images import ImageError, decode
 from pipelines.packed import Packed
 
-__all__ = ["ArrayReader", "BetonReader", "Reader", "open_reader"]
+__all__ = ["ArrayReader", "BetonReader", "Reader", "ShardReader", "open_reader"]
 
 
 class Reader(Protocol):
@@ -112,6 +114,43 @@ class BetonReader:
         self._bytes = self._map = None
 
 
+class ShardReader:
+    """The dali format: maps of the shards, and the decoder of the conversion; neither DALI nor ffcv is needed."""
+
+    def __init__(self, packed: Packed, split: str) -> None:
+        self._source = packed, split
+        table = format_dali.read_table(packed.dir, split)
+        self.sizes, self.labels = table.sizes, table.labels
+        self._table = table
+        shards = range(table.shards[-1] + 1)
+        self._paths = [format_dali.shard_path(packed.dir, split, number) for number in shards]
+        # As torch maps files, none stays open; there may be more shards than a process may have open files.
+        self._maps = [
+            torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8).numpy() for path in self._paths
+        ]
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._source
+
+    def encoded(self, index: int) -> np.ndarray:
+        """uint8 [bytes]: a JPEG or PNG file, a view of the mapped shard."""
+        start, length = self._table.starts[index], self._table.lengths[index]
+        return self._maps[self._table.shards[index]][start : start + length]
+
+    def image(self, index: int) -> np.ndarray:
+        try:
+            pixels = np.array(decode(self.encoded(index).tobytes())[0])
+            problem = None if pixels.shape[:2] == tuple(self.sizes[index]) else "is of another size"
+        except ImageError as error:
+            problem = str(error)
+        if problem is not None:
+            raise UserError(f"{self._paths[self._table.shards[index]]}: sample {index} {problem}, pack the data again")
+        return pixels
+
+    def close(self) -> None:
+        self._maps = []
+
+
 def _import_imdecode(path: Path) -> Callable[..., int]:
     try:
         from ffcv.libffcv import ctypes_imdecode
@@ -137,19 +176,15 @@ def _jpeg_size(data: mmap.mmap, start: int, stop: int) -> tuple[int, int] | None
     return None
 
 
-_READERS = {"ffcv": BetonReader, "resident": ArrayReader}
+_READERS = {"ffcv": BetonReader, "dali": ShardReader, "resident": ArrayReader}
 
 
 def open_reader(packed: Packed, split: str) -> Reader:
     """Open a split for random access.
 
     Raises:
-        UserError: the set has no such split, its format has no random access, a table is damaged, ffcv is missing.
+        UserError: the set has no such split, a table is damaged, ffcv is missing.
     """
     if split not in packed.splits:
         raise UserError(f"{packed.dir}: has no split {split!r}, only {', '.join(packed.splits)}")
-    if packed.format not in _READERS:
-        raise UserError(
-            f"{packed.dir}: format {packed.format} has no random access, only {' and '.join(_READERS)} have"
-        )
     return _READERS[packed.format](packed, split)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -18,6 +18,10 @@ class DataConfig:
     batch_size: int = 256  # source images a step, over all ranks
     workers: int = 0  # decoding threads or processes a rank; 0: one a core
     prefetch: int = 3  # batches decoded ahead
+    crops: Literal["auto", "loader", "device"] = (
+        "auto"  # who cuts both views out (ffcv, dali); auto: the device if a GPU
+    )
+    hw_decoder_load: float = 0.65  # dali on a GPU: share of each batch that its JPEG hardware decodes
     image_size: int = 32  # side of a view in pixels
     canvas: int = 512  # longest side of a whole image handed to the device; larger images are scaled down to it
     limit: int = 0  # train on the first N images after a seeded shuffle; 0: all

@@ -1,6 +1,7 @@
 """Conversion: what is stored, what is refused, and that a data set appears whole or not at all."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import format_dali
 from pipelines.convert import _map_in_order, convert, pack_digits_if_absent, verify
 from pipelines.errors import UserError
 from pipelines.format_ffcv import iter_samples, read_table
 from pipelines.format_resident import open_arrays
 from pipelines.images import decode
-from pipelines.packed import open_packed
+from pipelines.packed import FORMATS, open_packed
 from pipelines.sources import load_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +103,99 @@ def test_resident_lays_images_top_left_on_the_largest_canvas(folder, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("format", ["ffcv", "resident"])
+@pytest.fixture
+def shards(folder, tmp_path, monkeypatch) -> Path:
+    """The folder in the dali format, several shards a split."""
+    monkeypatch.setattr(format_dali, "_SHARD_BYTES", 12_000)
+    convert("folder", folder, tmp_path / "out", format="dali", workers=1)
+    assert len(list((tmp_path / "out").glob("train-*.tar"))) == 3
+    return tmp_path / "out"
+
+
+def test_dali_stores_every_image_in_order(folder, shards):
+    source = load_source("folder", folder)
+    for split in ("train", "val"):
+        table = format_dali.read_table(shards, split)
+        assert table.labels.tolist() == source.splits[split].labels.tolist() == [0] * 4 + [1] * 4
+        samples = format_dali.iter_samples(shards, split, 0, 8)
+        for sample, size, path in zip(samples, table.sizes.tolist(), source.splits[split].images, strict=True):
+            data = Path(path).read_bytes()
+            original, keep = decode(data)
+            assert size == [sample.height, sample.width] == [original.height, original.width]
+            if path.endswith("jpg"):
+                assert keep and sample.jpeg and sample.data == data, "however small"
+            elif sample.height * sample.width <= 64 * 64:
+                assert not sample.jpeg and sample.data == original.tobytes()
+            else:
+                assert sample.jpeg
+                assert np.abs(np.asarray(decode(sample.data)[0]).astype(int) - np.asarray(original)).mean() < 2
+        parts = (format_dali.iter_samples(shards, split, *part) for part in ((0, 1), (1, 6), (6, 8)))
+        assert list(itertools.chain(*parts)) == list(format_dali.iter_samples(shards, split, 0, 8))
+    assert verify(shards, workers=1).splits["train"].count == 8
+
+
+def test_shards_are_bounded_and_written_several_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(format_dali, "_SHARD_BYTES", 10_000)
+    (tmp_path / "source").mkdir()
+    for number in range(43):
+        image(number, 40, 40).save(tmp_path / "source" / f"{number:02}.png")
+    image(0, 700, 700).save(tmp_path / "source/20.jpg", quality=95)
+    large = (tmp_path / "source/20.jpg").stat().st_size
+    assert large > 20_000
+    convert("folder", tmp_path / "source", tmp_path / "out", format="dali", workers=1)
+    packed = open_packed(tmp_path / "out", verify=True)
+    sizes = [entry.bytes for name, entry in packed.splits["train"].files.items() if name.endswith("tar")]
+    assert len(sizes) > 2 * format_dali._AT_ONCE
+    end = 10_240  # a tar file is filled up to a multiple of this
+    assert sorted(sizes)[-2] <= 10_000 + end and large < max(sizes) <= large + 2 * end
+    table = format_dali.read_table(tmp_path / "out", "train")
+    assert len(table.labels) == 44 and table.shards.tolist() == sorted(table.shards)
+
+
+def test_the_webdataset_package_reads_the_shards(folder, shards):
+    webdataset = pytest.importorskip("webdataset")
+    source = load_source("folder", folder).splits["train"]
+    paths = sorted(map(str, shards.glob("train-*.tar")))
+    samples = list(
+        webdataset.WebDataset(paths, shardshuffle=False).decode("rgb8").to_tuple("__key__", "jpg;png", "cls")
+    )
+    assert [key for key, _, _ in samples] == [f"{number:09}" for number in range(8)]
+    assert [label for _, _, label in samples] == source.labels.tolist()
+    for (_, pixels, _), stored in zip(samples, format_dali.iter_samples(shards, "train", 0, 8), strict=True):
+        expected = decode(stored.data)[0] if stored.jpeg else Image.frombytes("RGB", pixels.shape[1::-1], stored.data)
+        assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 2
+
+
+def test_dalis_own_tools_agree_with_the_index(folder, shards, tmp_path):
+    creator = pytest.importorskip("wds2idx").IndexCreator
+    from nvidia.dali import Pipeline, fn
+
+    tars = sorted(shards.glob("train-*.tar"))
+    for tar in tars:
+        with creator(str(tar), str(tmp_path / "theirs"), verbose=False) as index:
+            index.create_index()
+        assert (tmp_path / "theirs").read_text() == tar.with_suffix(".idx").read_text()
+    pipeline = Pipeline(batch_size=8, num_threads=1, device_id=None)
+    with pipeline:
+        indexes = [str(tar.with_suffix(".idx")) for tar in tars]
+        files = fn.readers.webdataset(paths=list(map(str, tars)), index_paths=indexes, ext=["jpg;png", "cls"])
+        pipeline.set_outputs(*files)
+    images, labels = pipeline.run()
+    table = format_dali.read_table(shards, "train")
+    assert [len(np.array(image)) for image in images] == table.lengths.tolist()
+    assert [bytes(np.array(label)) for label in labels] == [b"%d" % label for label in table.labels]
+
+
+def test_unlabelled_shards_have_no_labels(tmp_path):
+    (tmp_path / "source").mkdir()
+    image(0, 20, 30).save(tmp_path / "source/1.png")
+    convert("folder", tmp_path / "source", tmp_path / "out", format="dali", workers=1)
+    assert (tmp_path / "out/train-000000.idx").read_text().split()[2:6:3] == ["png", "000000000.png"]
+    assert format_dali.read_table(tmp_path / "out", "train").labels.tolist() == [-1]
+    assert verify(tmp_path / "out", workers=1).splits["train"].labelled is False
+
+
+@pytest.mark.parametrize("format", ["ffcv", "dali", "resident"])
 def test_the_same_images_give_the_same_bytes(folder, tmp_path, format):
     for number in range(80):
         image(number, 33, 44).save(folder / "train/cat" / f"many{number}.png")
@@ -171,10 +265,11 @@ def test_digits_are_packed_when_absent_and_left_alone_when_there(tmp_path):
     assert (tmp_path / "digits/train.npy").stat().st_mtime_ns == before
 
 
-def test_arrays_are_stored_losslessly(tmp_path):
-    convert("digits", None, tmp_path / "out", workers=1)
+@pytest.mark.parametrize("format", ["ffcv", "dali", "resident"])
+def test_arrays_are_stored_losslessly(tmp_path, format):
+    convert("digits", None, tmp_path / "out", format=format, workers=1)
     source = load_source("digits").splits["val"]
-    samples = list(iter_samples(tmp_path / "out", "val", 0, 297))
+    samples = list(FORMATS[format].iter_samples(tmp_path / "out", "val", 0, 297))
     assert all(sample.data == pixels.tobytes() for sample, pixels in zip(samples, source.images, strict=True))
 
 
@@ -228,7 +323,7 @@ def test_resident_refuses_what_the_disk_cannot_hold(folder, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "dali"}, "--format dali is not written yet"),
+        ({"format": "tar"}, "--format tar is none of ffcv, dali, resident"),
         ({"format": "resident", "quality": 90}, "--quality means nothing to --format resident"),
     ],
 )
@@ -329,6 +424,25 @@ def test_verify_decodes_every_sample(folder, tmp_path):
         verify(tmp_path / "out", workers=1)
 
 
+@pytest.mark.parametrize(("place", "message"), [("header", "no header of 00000000."), ("label", "is labelled")])
+def test_verify_compares_shards_with_their_tables(shards, place, message):
+    from pipelines.packed import measure_split, write_manifest
+
+    packed, table = open_packed(shards), format_dali.read_table(shards, "train")
+    path = shards / "train-000000.tar"
+    data = bytearray(path.read_bytes())
+    if place == "header":
+        data[int(table.starts[1]) - 512] ^= 1
+    else:
+        data[-(-int(table.starts[1] + table.lengths[1]) // 512) * 512 + 512] = ord("7")
+    path.write_bytes(data)
+    packed.splits["train"] = measure_split(packed.dir, "dali", "train")
+    write_manifest(packed, [])
+    open_packed(shards)
+    with pytest.raises(UserError, match=f"train-000000.tar: damaged or no shard of this data set: .*{message}"):
+        verify(shards, workers=1)
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 
@@ -366,7 +480,7 @@ def test_the_command_reports_what_it_skipped(folder, tmp_path):
         ["--dataset", "digits", "--max-resolution", "0"],
         ["--dataset", "digits", "--workers", "-1"],
         ["--dataset", "digits", "--max-resolution", "large"],
-        ["--dataset", "digits", "--format", "dali", "--out", "nowhere"],
+        ["--dataset", "digits", "--format", "tar", "--out", "nowhere"],
         ["--dataset", "folder", "--out", "nowhere"],
     ],
 )

@@ -11,9 +11,10 @@ from PIL import Image
 
 from pipelines.convert import convert
 from pipelines.errors import UserError
+from pipelines.format_dali import iter_samples
 from pipelines.format_ffcv import Writer, read_table
 from pipelines.images import Sample
-from pipelines.packed import holds_packed, measure_split, open_packed, write_manifest
+from pipelines.packed import FORMATS, holds_packed, measure_split, open_packed, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,9 @@ def packed_dirs(tmp_path_factory) -> dict[str, Path]:
             for number, side in enumerate((20, 80)):
                 picture = Image.linear_gradient("L").resize((side + 4, side))
                 picture.save(root / "source" / split / name / f"{number}.jpg")
-    for format in ("ffcv", "resident"):
+    for format in FORMATS:
         convert("folder", root / "source", root / format, format=format, workers=1)
-    return {format: root / format for format in ("ffcv", "resident")}
+    return {format: root / format for format in FORMATS}
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def renew_manifest(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the folder
 
 
-@pytest.mark.parametrize("format", ["ffcv", "resident"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_what_was_packed_opens(packed_dirs, format):
     packed = open_packed(packed_dirs[format], verify=True)
     assert (packed.format, packed.dataset, packed.classes) == (format, "folder", ("cat", "dog"))
@@ -68,7 +69,7 @@ def test_no_folder_and_no_manifest(tmp_path):
     refused(tmp_path, r"no manifest.json: not a packed data set")
 
 
-@pytest.mark.parametrize("format", ["ffcv", "resident"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_every_file_is_missed_and_measured(copy, format):
     folder = copy(format)
     for path in [path for path in folder.iterdir() if path.name != "manifest.json"]:
@@ -126,7 +127,7 @@ def test_a_folder_with_anything_else_in_it_does_not_hold_a_packed_data_set_alone
         ({"version": None}, "version None instead of 1"),
         ({"version": True}, "version True instead of 1"),
         ({"extra": 1}, "the manifest must have exactly"),
-        ({"format": "tar"}, "format must be one of ffcv, resident"),
+        ({"format": "tar"}, "format must be one of ffcv, dali, resident"),
         ({"format": ["ffcv"]}, "format must be one of"),
         ({"dataset": 7}, "dataset must be a text"),
         ({"classes": "cat"}, "classes must be texts"),
@@ -147,6 +148,7 @@ def test_a_folder_with_anything_else_in_it_does_not_hold_a_packed_data_set_alone
         ({"splits.train.max_height": 0}, "splits.train.max_height must be a whole number"),
         ({"splits.train.files": {"../train.beton": {}}}, "splits.train.files must have exactly train.beton"),
         ({"splits.train.files": {"/etc/passwd": {}}}, "splits.train.files must have exactly train.beton"),
+        ({"splits.train.files": ["train.beton"]}, "splits.train.files must be an object"),
         ({"splits.train.files": {"train.beton": {"bytes": 1}}}, "the entry of train.beton must have exactly"),
         ({"splits.train.files": {"train.beton": {"bytes": "1", "sha256": "0" * 64}}}, "the bytes of train.beton must"),
         ({"splits.train.files": {"train.beton": {"bytes": 1, "sha256": "0" * 63}}}, "must be 64 hexadecimal digits"),
@@ -275,6 +277,110 @@ def test_a_capacity_that_was_not_used_leaves_a_sound_file(tmp_path):
     writer.close()
     table = read_table(tmp_path / "train.beton")
     assert (table.labels.tolist(), table.sizes.tolist(), table.lengths.tolist()) == ([-1], [[1, 1]], [3])
+
+
+# ------------------------------------------------------------------------------------------------ the shards
+
+
+def test_shards_are_numbered_without_a_gap(copy):
+    folder = copy("dali")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = manifest["splits"]["train"]["files"]
+    assert set(files) == {"train-000000.idx", "train-000000.tar", "train-labels.npy", "train-sizes.npy"}
+    for suffix in ("tar", "idx"):
+        files[f"train-000002.{suffix}"] = files[f"train-000000.{suffix}"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused(folder, "splits.train.files must have exactly train-000000.idx, .*train-000001.tar, train-labels.npy")
+    for file in (f"../train-000001.{suffix}" for suffix in ("tar", "idx")):
+        files[file] = files.pop(f"train-000002.{file[-3:]}")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused(folder, "splits.train.files must have exactly train-000000.idx, train-000000.tar, train-labels.npy")
+
+
+def test_a_shard_beyond_the_manifest_is_refused(copy):
+    folder = copy("dali")
+    for suffix in ("tar", "idx"):
+        shutil.copy(folder / f"val-000000.{suffix}", folder / f"train-000001.{suffix}")
+    refused(
+        folder, "train-000001.idx: damaged or no shard of this data set: its samples are not numbered from 000000004"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("v1.2 4", "v1.1 4", "version v1.1 instead of v1.2"),
+        ("v1.2 4", "v1.2 5", "it does not list 5 samples of an image and a label"),
+        ("v1.2 4", "v1.2 four", "invalid literal"),
+        ("v1.2 4", "v1.2", "not enough values to unpack"),
+        (" cls ", " txt ", "files of another kind"),
+        ("000000001.cls\n", "000000001.cls extra\n", "inhomogeneous|sequence"),
+        ("000000001.", "000000007.", "its samples are not numbered from 000000000"),
+        ("jpg 512 ", "jpg 1024 ", "its files do not follow each other"),
+        ("jpg 512 ", "jpg -512 ", "its files do not follow each other"),
+        ("jpg 512 ", "jpg 1e3 ", "invalid literal"),
+        ("jpg 512 ", "jpg 99999999999999999999 ", "too large|out of"),
+        (" 1 000000000.cls", " 0 000000000.cls", "a file is empty or longer than the shard"),
+        (" 1 000000000.cls", " 2 000000000.cls", None),
+        (" 1 000000003.cls", " 9000000000000000000 000000003.cls", "a file is empty or longer than the shard"),
+        (" 1 000000003.cls", " 5000 000000003.cls", "a file lies outside the shard"),
+    ],
+)
+def test_a_damaged_index_is_refused(copy, old, new, message):
+    folder = copy("dali")
+    path = folder / "train-000000.idx"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    renew_manifest(folder)
+    if message is None:  # only who reads the shard can tell
+        open_packed(folder)
+        with pytest.raises(UserError, match=r"train-000000\.tar: damaged .*000000000\.cls of 1 bytes where its index"):
+            list(iter_samples(folder, "train", 0, 4))
+    else:
+        refused(folder, f"train-000000.idx: damaged or no shard of this data set: .*({message})")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: bytes(512) + data[512:], "train-000000.tar: .* no header of 000000000.jpg: end of file header"),
+        (lambda data: b"x" + data[1:], "train-000000.tar: .* no header of 000000000.jpg: bad checksum"),
+        (lambda data: data[:300], "train-000000.idx: .* a file is empty or longer than the shard"),
+        (lambda data: data[:4000], "train-000000.idx: .* a file (is empty or longer than|lies outside) the shard"),
+    ],
+)
+def test_a_damaged_shard_is_refused(copy, damage, message):
+    folder = copy("dali")
+    path = folder / "train-000000.tar"
+    path.write_bytes(damage(path.read_bytes()))
+    renew_manifest(folder)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "message"),
+    [
+        ("train-labels.npy", np.array([0, 0, 1]), r"train-sizes.npy: holds int32 \[4, 2\] instead of int32 \[3, 2\]"),
+        ("train-labels.npy", np.array([0, 0, 1, -1]), "which samples are labelled is not what train-labels.npy says"),
+        ("train-labels.npy", np.array([0, 0, 1, 2]), "labels 0 to 2, the manifest allows 0 to 1"),
+        ("train-sizes.npy", np.zeros((4, 2), np.int32), "train-sizes.npy: an image is empty"),
+        ("train-sizes.npy", np.full((4, 2), 80, np.int32), r"greatest height and width \(80, 80\), the manifest says"),
+    ],
+)
+def test_arrays_that_do_not_belong_to_the_shards_are_refused(copy, file, array, message):
+    folder = copy("dali")
+    np.save(folder / file, array)
+    renew_manifest(folder)
+    refused(folder, message)
+
+
+def test_more_labels_than_samples_are_refused(copy):
+    folder = copy("dali")
+    np.save(folder / "train-labels.npy", np.array([0, 0, 1, 1, 1]))
+    np.save(folder / "train-sizes.npy", np.full((5, 2), 80, np.int32))
+    renew_manifest(folder)
+    refused(folder, "train-000000.tar: the shards hold 4 samples, train-labels.npy has 5")
 
 
 # ------------------------------------------------------------------------------------------------ the .npy files

@@ -2,6 +2,6 @@
 
 from vssl.throughput.report import draw, summarise
 from vssl.throughput.stages import Throughput
-from vssl.throughput.timing import Timer
+from vssl.throughput.timing import Rate, Timer
 
-__all__ = ["Throughput", "Timer", "draw", "summarise"]
+__all__ = ["Rate", "Throughput", "Timer", "draw", "summarise"]

@@ -1,0 +1,26 @@
+"""Arrays in .npy files, checked before anything trusts them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.errors import UserError
+
+__all__ = ["open_array"]
+
+
+def open_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Map a C-contiguous array read-only; None in ``shape`` stands for any length.
+
+    Raises:
+        UserError: the file is damaged or cut off, or its array is of another type or shape.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "r")  # never unpickles
+    except Exception as error:  # damaged headers fail in every way
+        raise UserError(f"{path}: damaged or no .npy file: {error}") from error
+    agrees = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+    if array.dtype != dtype or not agrees or not array.flags.c_contiguous:
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+        raise UserError(f"{path}: holds {array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} [{wanted}]")
+    return array

@@ -1,0 +1,1 @@
+"""What tools/compare.py measures: this project beside its peers."""
