@@ -28,7 +28,7 @@ class TrainConfig:
 
     epochs: int = 100
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool | None = None  # torch.compile the step; null: on GPUs yes, on CPUs no (measured slower there)
+    compile: bool | None = None  # torch.compile the step; null: on GPUs yes, on CPUs no (docs/performance.md)
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 on GPUs that have it, fp16 on others, off on CPUs
     accumulate: int = 1  # split every batch into this many micro-batches (BatchNorm then sees a micro-batch)
     clip_grad: float = 0.0  # largest global gradient norm; 0: no clipping
@@ -66,6 +66,7 @@ _RANGES = {
     "data.prefetch": (1, math.inf),
     "data.image_size": (4, math.inf),
     "data.canvas": (4, math.inf),
+    "data.hw_decoder_load": _SHARE,
     "data.limit": _ANY,
     "augment.scale": (1e-6, 1.0),
     "augment.ratio": (1e-3, 1e3),
