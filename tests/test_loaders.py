@@ -719,7 +719,7 @@ for kind, form in ({"('ffcv', 'ffcv'), ('torch', 'ffcv')" + (", ('dali', 'dali')
     batches = iter(loader)
     print(len(next(batches).index))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, set(done.stdout.split()), done.stderr) == (0, {"8"}, "")
 
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -46,7 +46,16 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
             "environment": {**describe_environment(loaders.CPU, world_size=1), "lightly": _version("lightly")},
             "photographs": {"max_resolution": longest, **photographs.describe()},
             "loading": {key: getattr(data, key) for key in ("image_size", "batch_size", "workers", "prefetch")},
-            "loaders": {name: {"task": loaders.CANDIDATES[name].task, **asdict(rates[name])} for name in rates},
+            "loaders": {
+                name: {
+                    "task": loaders.CANDIDATES[name].task,
+                    "images_per_second": rate.per_second,
+                    "low": rate.low,
+                    "high": rate.high,
+                    "repeats": rate.repeats,
+                }
+                for name, rate in rates.items()
+            },
             "ratios": {" / ".join(pair): ratio for pair, ratio in loaders.ratios_of(rates).items()},
         }
         write_atomically(arguments.json, lambda file: file.write_text(json.dumps(report, indent=2) + "\n"))

@@ -57,7 +57,7 @@ def _parse() -> argparse.Namespace:
         type=_whole(1, 100),
         metavar="Q",
         help="encode every image as a JPEG of quality Q (default: keep JPEG files as they are and images up to 64 x 64 "
-        "as pixels, encode others at 90)",
+        "without loss, encode others at 90)",
     )
     parser.add_argument("--workers", type=_whole(0, 1024), default=0, metavar="N", help="processes; default: all cores")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="of an unusable image")

@@ -1,0 +1,68 @@
+"""Our loaders beside others', measured as a user measures them; what is faster is not a test's business."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+LEAST = ["--images", "20", "--image-size", "32", "--batch-size", "8", "--workers", "1", "--repeats", "2"]
+
+
+def compare(*arguments: object) -> subprocess.CompletedProcess:
+    line = [sys.executable, "tools/compare.py", "loaders", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    datasets = pytest.importorskip("sklearn.datasets")
+    for number, pixels in enumerate(datasets.load_sample_images().images * 2):
+        (tmp_path / "source" / str(number)).mkdir(parents=True)
+        Image.fromarray(np.roll(pixels, 50 * number, axis=1)).save(tmp_path / "source" / str(number) / "a.JPEG")
+    return tmp_path / "source"
+
+
+def test_loaders_are_compared_on_the_same_photographs(photographs, tmp_path):
+    names = [
+        "vssl torch",
+        "vssl dali",
+        "DALI, the same operators bare",
+        "torchvision, tensors",
+        "lightly, BYOLTransform",
+    ]
+    needs = {"vssl torch": "ffcv", "lightly, BYOLTransform": "lightly"} | dict.fromkeys(names[1:3], "nvidia")
+    present = [name for name in names if name not in needs or importlib.util.find_spec(needs[name])]
+    files = ["--json", tmp_path / "figures.json", "--plot", tmp_path / "chart.png", "--work", tmp_path / "work"]
+    done = compare("--source", photographs, "--max-resolution", 100, *LEAST, *files, "--only", *names)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left out: ") == len(names) - len(present)
+
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert list(report["loaders"]) == present
+    for figures in report["loaders"].values():
+        assert 0 < figures["low"] <= figures["images_per_second"] <= figures["high"] and figures["repeats"] == 2
+    if "vssl dali" in present:
+        assert list(report["ratios"]) == ["vssl dali / DALI, the same operators bare"]
+    assert report["photographs"]["count"] == 20 and report["environment"]["versions"]["torch"]
+    assert Image.open(tmp_path / "chart.png").width > 500
+
+    images = sorted((tmp_path / "work").glob("*/images/*.jpg"))
+    assert len(images) == 20 and images[4].read_bytes() == images[0].read_bytes() != images[1].read_bytes()
+    assert max(Image.open(images[0]).size) == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "configs"], "configs: no .jpg or .jpeg files there"),
+        (["--source", "configs", "--only", "mine"], "no loader 'mine'; there are vssl ffcv; vssl dali"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, message):
+    done = compare(*arguments, "--work", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
