@@ -13,7 +13,7 @@ from pipelines.packed import Split
 from pipelines.sampler import Sampler
 from pipelines.types import Batch, DataConfig
 
-__all__ = ["BaseLoader", "canvas_shape", "cuts_crops", "each_sample", "fit_canvas", "worker_count"]
+__all__ = ["BaseLoader", "canvas_shape", "cuts_crops", "each_sample", "fit_canvas", "single_thread", "worker_count"]
 
 
 class BaseLoader(ABC):
@@ -115,6 +115,19 @@ def each_sample(index: np.ndarray, work: Callable[[int, int], None]) -> None:
             raise
         except Exception as error:
             raise RuntimeError(f"sample {sample}: {error}") from error
+
+
+@contextlib.contextmanager
+def single_thread() -> Generator[None]:
+    """Let torch compute on the calling thread alone: beside busy decoders, waiting for others costs a small tensor far
+    more than they save. May decorate a function.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def worker_count(data: DataConfig) -> int:

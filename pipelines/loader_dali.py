@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.augment import Augment, pixel_boxes
 from pipelines.errors import UserError
-from pipelines.loader_base import BaseLoader, canvas_shape, cuts_crops, fit_canvas, worker_count
+from pipelines.loader_base import BaseLoader, canvas_shape, cuts_crops, fit_canvas, single_thread, worker_count
 from pipelines.packed import Packed
 from pipelines.readers import open_reader
 from pipelines.sampler import Sampler
@@ -122,6 +122,7 @@ class DaliLoader(BaseLoader):
         self._inputs.append(([self._reader.encoded(sample) for sample in index.tolist()], *self._geometry(index)))
         return self._inputs[-1]
 
+    @single_thread()
     def _geometry(self, index: np.ndarray) -> list[np.ndarray]:
         """int32 [B, 2] each: corner and size of the crop of view 1 and of view 2; or the size that whole images get, if
         any of the split is to be scaled down."""

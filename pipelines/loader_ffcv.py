@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.augment import Augment, pixel_boxes
-from pipelines.loader_base import BaseLoader, canvas_shape, cuts_crops, each_sample, fit_canvas, worker_count
+from pipelines.loader_base import (
+    BaseLoader,
+    canvas_shape,
+    cuts_crops,
+    each_sample,
+    fit_canvas,
+    single_thread,
+    worker_count,
+)
 from pipelines.packed import Packed
 from pipelines.prefetch import BufferPool, run_ahead
 from pipelines.readers import open_reader
@@ -90,6 +98,7 @@ class FfcvLoader(BaseLoader):
             return self._buffers.take()
         return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)
 
+    @single_thread()
     def _plan(self, index: np.ndarray, pixels: Tensor) -> _Plan:
         size = torch.from_numpy(self._reader.sizes[index])
         if self._crops:

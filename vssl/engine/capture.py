@@ -43,6 +43,7 @@ class CapturedStep:
     def _capture(self, batch: Batch) -> None:
         self._static = Batch(*(part.clone() for part in batch))
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # Loaders allocate and wait in threads of their own meanwhile.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self.step(self._static)
         self._graph = graph
