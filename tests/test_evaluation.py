@@ -29,6 +29,7 @@ from vssl.evaluation.accuracy import accuracies, wilson_interval
 from vssl.evaluation.health import alignment, rankme, uniformity
 from vssl.evaluation.linear import fit_linear, linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import (
+    calibration,
     direction_score,
     length_score,
     most_certain_half,
@@ -37,7 +38,7 @@ from vssl.evaluation.uncertainty import (
     selective_accuracy,
     variance_score,
 )
-from vssl.models import build_student
+from vssl.models import Teacher, build_student
 from vssl.recipes import resolve
 
 
@@ -164,6 +165,19 @@ def test_a_score_that_says_nothing_gives_a_flat_curve():
     torch.testing.assert_close(flat, torch.full((10,), 0.7, dtype=torch.float64))
 
 
+def test_errors_drawn_from_the_predicted_variances_are_calibrated_in_every_group():
+    generator = torch.Generator().manual_seed(0)
+    variance = torch.rand(20_000, generator=generator) + 0.5
+    error = variance * torch.randn(20_000, 50, generator=generator).square().mean(dim=1)
+    found = calibration(variance, error)
+    assert found["ratio"] == pytest.approx(1, abs=0.01)
+    assert found["observed"] == pytest.approx(found["predicted"], rel=0.03)
+    assert calibration(variance, 3 * error)["ratio"] == pytest.approx(3, abs=0.03)
+    rank = scipy.stats.spearmanr(variance, error).statistic
+    assert found["correlation"] == pytest.approx(rank) and rank > 0.5
+    assert abs(calibration(variance, error.roll(1))["correlation"]) < 0.03
+
+
 def test_the_most_certain_half_by_hand_and_its_error_by_repetition():
     correct = torch.tensor([True] * 45 + [False] * 5 + [True] * 30 + [False] * 20)
     half = most_certain_half(correct, torch.arange(100))
@@ -229,7 +243,8 @@ def untrained(config, tmp_path):
         settings = resolve(config(*overrides))
         student = build_student(settings.model, settings.data.image_size, method=settings.objective.name)
         run = tmp_path / "run"
-        Checkpoints(run / "checkpoints", keep=1).save(0, {"step": 0, "student": student.state_dict()})
+        state = {"step": 0, "student": student.state_dict(), "teacher": Teacher(student.encoder).encoder.state_dict()}
+        Checkpoints(run / "checkpoints", keep=1).save(0, state)
         (run / "config.yaml").write_text(to_yaml(settings))
         return run
 
@@ -314,6 +329,19 @@ def test_an_exported_cifar_backbone_loads_strictly_elsewhere_and_here(untrained,
     torch.testing.assert_close(exported.features(views), model.features(views))
 
 
+def test_a_prediction_meets_the_teachers_other_view(run):
+    model = vssl.load(run, device="cpu")
+    views = torch.randn(6, 3, model.config.data.image_size, model.config.data.image_size)
+    (mean, logvar), theirs = model.predict(views)
+    _, prediction = model.student(views)
+    _, teacher = model.teacher(views)
+    torch.testing.assert_close(logvar, prediction.logvar)
+    cosine = nn.functional.cosine_similarity
+    torch.testing.assert_close(cosine(mean, theirs), cosine(prediction.mean, teacher.mean[[3, 4, 5, 0, 1, 2]]))
+    state = Checkpoints(run / "checkpoints", keep=1).newest()
+    torch.testing.assert_close(model.teacher.state_dict(), state["teacher"])
+
+
 # tools/evaluate.py
 
 
@@ -372,7 +400,10 @@ def test_uncertainty(run, digits, evaluate, tmp_path):
         assert score["ood_auroc"] == pytest.approx(0.5)  # the same images
         assert score["most_certain_half"]["whole_top1"] == pytest.approx(report["top1"])
         assert score["curve"]["top1"][-1] == pytest.approx(report["top1"])
-    assert "by variance, the most certain half" in out
+    calibrated = report["calibration"]
+    assert calibrated["predicted"] == sorted(calibrated["predicted"]) and len(calibrated["observed"]) == 10
+    assert calibrated["ratio"] > 0 and -1 <= calibrated["correlation"] <= 1
+    assert "by variance, the most certain half" in out and "squared error over predicted variance" in out
     assert Image.open(tmp_path / "u.png").width > 500
 
 

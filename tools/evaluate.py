@@ -86,6 +86,10 @@ def _print(report: dict) -> None:
         print(f"; area under the curve: {score['area']:.4f}")
         if score["ood_auroc"] is not None:
             print(f"by {name}, AUROC against {report['ood']['dataset']}: {score['ood_auroc']:.4f}")
+    if "calibration" in report:
+        calibration = report["calibration"]
+        print(f"squared error over predicted variance: {calibration['ratio']:.3f}", end="")
+        print(f", rank correlation over the images: {calibration['correlation']:.3f}")
 
 
 if __name__ == "__main__":

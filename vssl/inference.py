@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 from vssl.checkpoint import Checkpoints, load_checkpoint
 from vssl.config import Config, load_config
 from vssl.engine.precision import resolve_device
-from vssl.models import Gaussian, Student, build_backbone, build_student, load_backbone_weights
+from vssl.models import Encoder, Gaussian, Student, Teacher, build_backbone, build_student, load_backbone_weights
 from vssl.recipes import resolve
 
 __all__ = ["Embedding", "Pretrained", "load"]
@@ -35,6 +35,7 @@ class Pretrained:
         config: of its run, resolved.
         backbone: [N, 3, S, S] -> [N, F].
         student: backbone and heads; None where only the backbone was exported.
+        teacher: its moving average, backbone and projector; None likewise.
         step: of the checkpoint; None for an exported backbone.
         augment: the run's transforms.
         device: where it computes.
@@ -46,13 +47,15 @@ class Pretrained:
         config: Config,
         backbone: nn.Module,
         student: Student | None,
+        teacher: Encoder | None,
         step: int | None,
         device: torch.device,
     ) -> None:
         self.source, self.config, self.step, self.device = source, config, step, device
-        network = (student or backbone).to(device, memory_format=torch.channels_last)
-        network.requires_grad_(False).eval()
-        self.backbone, self.student = backbone, student
+        for network in (student or backbone, teacher):
+            if network is not None:
+                network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        self.backbone, self.student, self.teacher = backbone, student, teacher
         self.augment = Augment(config.augment, config.data.image_size)
 
     def features(self, images: Any) -> Tensor:
@@ -98,6 +101,24 @@ class Pretrained:
             mean = mean.shape[1] ** 0.5 * F.normalize(mean, dim=1)
         return Gaussian(mean, logvar)
 
+    @torch.no_grad()
+    def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
+        """What the student says of the teacher's other view, and what the teacher says.
+
+        Args:
+            views: float32 [2B, 3, S, S], the first B of them view 1.
+
+        Returns:
+            the student's prediction (mean and log-variance [2B, D]), and the teacher's means [2B, D], each row's of the
+            same image's other view; those of the cosine form at length sqrt(D), as in its objective.
+        """
+        _, prediction = self.student(views)
+        _, target = self.teacher(views)
+        mean, theirs = prediction.mean, torch.cat(target.mean.chunk(2)[::-1])
+        if self.config.objective.form == "cosine":
+            mean, theirs = (part.shape[1] ** 0.5 * F.normalize(part, dim=1) for part in (mean, theirs))
+        return Gaussian(mean, prediction.logvar), theirs
+
     def _prepare(self, images: Any) -> Tensor:
         """float32 [N, 3, S, S] on the device."""
         side = self.config.data.image_size
@@ -129,17 +150,19 @@ def load(source: str | Path, *, device: str = "auto", config: str | Path | None 
     if source.suffix == ".safetensors":
         backbone, _ = build_backbone(settings.model.backbone, settings.model.stem, image_size)
         load_backbone_weights(backbone, str(source))
-        return Pretrained(source, settings, backbone, None, None, target)
+        return Pretrained(source, settings, backbone, None, None, None, target)
     state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
     if state is None:
         raise UserError(f"{source} holds no whole checkpoint")
     student = build_student(settings.model, image_size, method=settings.objective.name)
+    teacher = Teacher(student.encoder).encoder
     try:
         student.load_state_dict(state["student"])
+        teacher.load_state_dict(state["teacher"])
     except RuntimeError as error:
         first = str(error).split("\n")[1].strip()
         raise UserError(f"{source} does not fit its config: {first}") from error
-    return Pretrained(source, settings, student.encoder.backbone, student, state["step"], target)
+    return Pretrained(source, settings, student.encoder.backbone, student, teacher, state["step"], target)
 
 
 def _own_config(source: Path) -> Path:

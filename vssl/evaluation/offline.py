@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from vssl.evaluation.features import extract_features
 from vssl.evaluation.health import alignment, rankme, uniformity
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.linear import linear_predict, select_and_fit
-from vssl.evaluation.uncertainty import SCORES, score_report
+from vssl.evaluation.uncertainty import SCORES, calibration, score_report
 from vssl.metrics import feature_std
 
 if TYPE_CHECKING:  # which imports the config, which imports this package
@@ -76,7 +77,7 @@ class OfflineEvaluation:
 
     def uncertainty(self, foreign: Packed | None = None) -> dict:
         """What the variance knows: kNN accuracy among the most certain images, and the detection of foreign ones, for
-        each of ``SCORES``. ``plot_uncertainty`` draws the result.
+        each of ``SCORES``; and whether it is as large as the errors it predicts. ``plot_uncertainty`` draws the result.
 
         Args:
             foreign: a data set of other images (its val, else its train split); None: none.
@@ -96,6 +97,7 @@ class OfflineEvaluation:
         report["scores"] = {
             name: score_report(correct, score(*ours), theirs and score(*theirs)) for name, score in SCORES.items()
         }
+        report["calibration"] = calibration(*self._errors())
         return report
 
     def _report(self, protocol: str, scores: Tensor, labels: Tensor) -> dict:
@@ -127,15 +129,29 @@ class OfflineEvaluation:
         with self._loader(packed, split) as loader:
             return extract_features(self.model.backbone, loader, self.model.augment.evaluate, contextlib.nullcontext)
 
-    @torch.no_grad()
     def _two_views(self) -> tuple[Tensor, Tensor]:
         """Features [N, F] of both augmented views of val's images."""
-        augment, views = self.model.augment, []
+        return self._of_views(lambda views: self.model.backbone(views).chunk(2))
+
+    def _errors(self) -> tuple[Tensor, Tensor]:
+        """A dimension's predicted variance and squared error, means over both views of each of val's images, [N]."""
+
+        def compare(views: Tensor) -> tuple[Tensor, Tensor]:
+            (mean, logvar), target = self.model.predict(views)
+            variance, error = logvar.exp().mean(dim=1), (mean - target).square().mean(dim=1)
+            return variance.unflatten(0, (2, -1)).mean(dim=0), error.unflatten(0, (2, -1)).mean(dim=0)
+
+        return self._of_views(compare)
+
+    @torch.no_grad()
+    def _of_views(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The two results of ``compute``, [B, ...] each, of both augmented views [2B, 3, S, S]: those of all of val."""
+        augment, results = self.model.augment, []
         with self._loader(self.packed, "val") as loader:
             for batch in loader:
                 params = augment.sample_params(0, 0, batch.index, batch.size)
-                views.append(self.model.backbone(augment.apply(batch.pixels, params)).chunk(2))
-        return tuple(torch.cat(parts) for parts in zip(*views, strict=True))
+                results.append(compute(augment.apply(batch.pixels, params)))
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
     def _loader(self, packed: Packed, split: str) -> contextlib.closing[Loader]:
         config = self.model.config

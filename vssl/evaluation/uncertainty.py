@@ -11,6 +11,7 @@ from vssl.checkpoint import write_atomically
 
 __all__ = [
     "SCORES",
+    "calibration",
     "direction_score",
     "length_score",
     "most_certain_half",
@@ -102,6 +103,28 @@ def most_certain_half(correct: Tensor, score: Tensor) -> dict[str, float]:
     }
 
 
+def calibration(variance: Tensor, error: Tensor, bins: int = 10) -> dict:
+    """Predicted variances against the squared errors that came, in equally large groups of rising variance.
+
+    Args:
+        variance: [N], an image's predicted variance.
+        error: [N], the same image's squared error.
+
+    Returns:
+        ``predicted`` and ``observed``: the mean of each in each group; ``ratio``: all errors over all variances, 1
+        where the variance is right on the average; ``correlation``: Spearman's, of the two over the images.
+    """
+    from scipy.stats import spearmanr
+
+    groups = variance.argsort().tensor_split(bins)
+    return {
+        "predicted": [variance[group].mean().item() for group in groups],
+        "observed": [error[group].mean().item() for group in groups],
+        "ratio": (error.mean() / variance.mean()).item(),
+        "correlation": float(spearmanr(variance.cpu().numpy(), error.cpu().numpy()).statistic),
+    }
+
+
 def ood_auroc(score: Tensor, foreign_score: Tensor) -> float:
     """Area under the ROC curve of detecting foreign images by their uncertainty: the share of pairs in which the
     foreign image is the less certain one. 0.5: no better than chance. Scores [N] and [M]."""
@@ -146,16 +169,22 @@ def score_report(correct: Tensor, score: Tensor, foreign: Tensor | None, points:
 
 
 def plot_uncertainty(report: dict, path: Path) -> None:
-    """Write a PNG of what ``OfflineEvaluation.uncertainty`` found: selective accuracy, the variance's histogram."""
+    """Write a PNG of what ``OfflineEvaluation.uncertainty`` found: selective accuracy, calibration, the variance's
+    histogram."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    curves, densities = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    curves, reliability, densities = figure.subplots(1, 3)
     for name, score in report["scores"].items():
         label = f"by {name}: area {score['area']:.3f}"
         curves.plot(score["curve"]["coverage"], score["curve"]["top1"], label=label)
     curves.axhline(report["top1"], linestyle="--", color="grey", label=f"at random: {report['top1']:.3f}")
     curves.set(xlabel="share of images kept, the most certain first", ylabel="kNN top-1 among them", xlim=(0, 1))
+    groups = report["calibration"]
+    reliability.axline((groups["predicted"][0],) * 2, slope=1, linestyle="--", color="grey", label="as predicted")
+    label = f"a tenth of the images each; ratio {groups['ratio']:.2f}"
+    reliability.plot(groups["predicted"], groups["observed"], marker="o", label=label)
+    reliability.set(xlabel="variance that the student predicts", ylabel="squared error to the teacher's other view")
     variance = report["scores"]["variance"]
     names = {"val": report["dataset"]}
     if "ood" in report:
@@ -164,6 +193,6 @@ def plot_uncertainty(report: dict, path: Path) -> None:
         histogram = variance["histogram"]
         densities.stairs(histogram[key], histogram["edges"], fill=True, alpha=0.5, label=name)
     densities.set(xlabel="mean log-variance", ylabel="density")
-    for axes in (curves, densities):
+    for axes in (curves, reliability, densities):
         axes.legend(fontsize="small")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

@@ -81,11 +81,9 @@ class Throughput:
         stages["augment"] = self._alone(lambda: self._views(cached[0]), cached[0])
         endless = itertools.cycle(cached)
         stages["step"] = self.timer.rate(lambda: self._train(next(endless)))
-        batches = self._batches()
-        stages["end_to_end"] = self.timer.rate(lambda: self._train(next(batches)))
-        batches.close()
+        stages["end_to_end"] = self.end_to_end()
         stages = {name: rate for name, rate in stages.items() if rate is not None}
-        memory = self._memory()
+        memory = self.memory()
 
         hardware, floors = self._floors(cached[0], flops, stages)
         split = self._split(cached[0])
@@ -111,6 +109,22 @@ class Throughput:
             "preparation_seconds": preparation,
             "memory": memory,
         }
+
+    def end_to_end(self) -> Rate:
+        """Training alone: the step fed by the loader. The first call prepares the step."""
+        batches = self._batches()
+        self._run = self._run or prepare_step(self.step, next(batches))
+        try:
+            return self.timer.rate(lambda: self._train(next(batches)))
+        finally:
+            batches.close()
+
+    def memory(self) -> dict[str, int]:
+        """Peaks in bytes: of this process, and what the step took of the GPU."""
+        peak = {"host_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+        if self.device.type == "cuda":
+            peak["gpu_bytes"] = torch.cuda.max_memory_reserved(self.device)
+        return peak
 
     def trace(self, path: Path) -> None:
         """Write a trace of a few steps, end to end, for Perfetto or chrome://tracing."""
@@ -272,13 +286,6 @@ class Throughput:
         costs = {f"augment.{key}": 1 - milliseconds(**{key: value}) / whole for key, value in off.items()}
         # What remains with everything off is the crop, whose cost follows the canvas, and normalisation.
         return costs | {"data.canvas": milliseconds(**off) / whole}
-
-    def _memory(self) -> dict[str, int]:
-        """Peaks in bytes: of this process, and what the step took of the GPU."""
-        peak = {"host_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-        if self.device.type == "cuda":
-            peak["gpu_bytes"] = torch.cuda.max_memory_reserved(self.device)
-        return peak
 
 
 @contextlib.contextmanager
