@@ -118,7 +118,8 @@ def test_a_run_leaves_what_it_promises(config, tmp_path):
     )
     assert "fc.weight" not in load_file(run / "backbone.safetensors")
     written = lines(run)
-    assert {"loss", "lr", "tau", "images_per_second", "feature_std"} <= set(written[1])
+    health = {"feature_std", "effective_rank", "alignment", "uniformity"}
+    assert {"loss", "lr", "tau", "images_per_second", *health} <= set(written[1])
     evaluated = [line for line in written if "knn_top1" in line]
     assert [line["epoch"] for line in evaluated] == [0.0, 1.0, 2.0]
     assert all(0 <= line["knn_top1"] <= 1 and 0 <= line["online_top1"] <= 1 for line in evaluated)

@@ -26,7 +26,7 @@ from vssl.config import to_yaml
 from vssl.engine import Trainer
 from vssl.evaluation import OfflineEvaluation, knn_predict
 from vssl.evaluation.accuracy import accuracies, wilson_interval
-from vssl.evaluation.health import alignment, rankme, uniformity
+from vssl.evaluation.health import alignment, effective_rank, feature_health, feature_std, rankme, uniformity
 from vssl.evaluation.linear import fit_linear, linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import (
     calibration,
@@ -127,6 +127,32 @@ def test_rankme_counts_the_directions():
     share = np.linalg.svd(features.numpy(), compute_uv=False)
     share = share / share.sum() + 1e-7
     assert rankme(features).item() == pytest.approx(math.exp(-(share * np.log(share)).sum()), rel=1e-4)
+
+
+def test_effective_rank_is_that_of_the_covariances_eigenvalues():
+    for shape in ((50, 8), (8, 50)):
+        features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1, shape[1] + 1)
+        unit = nn.functional.normalize(features.double(), dim=1)
+        eigenvalues = torch.linalg.eigvalsh(unit.T.cov())
+        expected = eigenvalues.sum() ** 2 / eigenvalues.square().sum()
+        torch.testing.assert_close(effective_rank(features).double(), expected, rtol=1e-4, atol=0)
+    assert effective_rank(torch.eye(8).repeat(4, 1)).item() == pytest.approx(7)  # all of them, less their mean
+    assert effective_rank(torch.tensor([[1.0, 2.0]]).repeat(9, 1)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_spread_is_1_in_all_directions_and_0_at_collapse():
+    generator = torch.Generator().manual_seed(0)
+    assert feature_std(torch.randn(5000, 64, generator=generator)).item() == pytest.approx(1, abs=0.01)
+    assert feature_std(torch.ones(50, 64)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_health_of_a_batch_compares_its_views():
+    features = torch.randn(40, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    health = feature_health(features)
+    one, other = features.chunk(2)
+    assert not any(value.requires_grad for value in health.values())
+    torch.testing.assert_close(health["alignment"], alignment(one, other).detach())
+    torch.testing.assert_close(health["uniformity"], uniformity(one).detach())
 
 
 def test_alignment_and_uniformity_by_hand():

@@ -9,21 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipelines.errors import UserError
 
-__all__ = ["MeanAccumulator", "MetricsWriter", "feature_std"]
-
-
-def feature_std(features: Tensor) -> Tensor:
-    """Spread of features [N, F]: sqrt(F) times the mean over dimensions of the std of unit features.
-
-    About 1 where directions are spread evenly, 0 at collapse (Chen and He, arXiv 2011.10566, section 4.1). A scalar.
-    """
-    unit = F.normalize(features.float(), dim=1)
-    return unit.shape[1] ** 0.5 * unit.std(dim=0).mean()
+__all__ = ["MeanAccumulator", "MetricsWriter"]
 
 
 class MeanAccumulator:

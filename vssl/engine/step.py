@@ -16,7 +16,8 @@ from vssl.config import Config
 from vssl.distributed import World
 from vssl.engine.precision import LossScale, autocast
 from vssl.evaluation import OnlineProbe
-from vssl.metrics import MeanAccumulator, feature_std
+from vssl.evaluation.health import feature_health
+from vssl.metrics import MeanAccumulator
 from vssl.models import Gaussian, Student, Teacher, per_view
 from vssl.optim import build_optimizer, set_learning_rate
 
@@ -174,7 +175,7 @@ class TrainStep:
         features, prediction, probe_loss = self._learners(views, labels)
         outputs = self.objective(prediction, target, noise)
         metrics = {name: value.detach() for name, value in outputs.items()}
-        metrics["feature_std"] = feature_std(features.detach()[: len(labels)])
+        metrics |= feature_health(features)
         loss = outputs["loss"]
         if probe_loss is not None:
             metrics["probe_loss"] = probe_loss.detach()

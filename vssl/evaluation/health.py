@@ -1,10 +1,44 @@
-"""How well features use their space: RankMe, alignment, uniformity. Spread is ``vssl.metrics.feature_std``."""
+"""How well features use their space: spread, effective rank, RankMe, alignment, uniformity."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["alignment", "rankme", "uniformity"]
+__all__ = ["alignment", "effective_rank", "feature_health", "feature_std", "rankme", "uniformity"]
+
+
+def feature_health(features: Tensor) -> dict[str, Tensor]:
+    """What every log line says of a batch's features [2B, F], the first B rows view 1: detached scalars, without a host
+    sync. ``rankme`` is not among them: singular values cost a GPU more than some training steps."""
+    one, other = features.detach().chunk(2)
+    return {
+        "feature_std": feature_std(one),
+        "effective_rank": effective_rank(one),
+        "alignment": alignment(one, other),
+        "uniformity": uniformity(one),
+    }
+
+
+def feature_std(features: Tensor) -> Tensor:
+    """Spread of features [N, F]: sqrt(F) times the mean over dimensions of the std of unit features.
+
+    About 1 where directions are spread evenly, 0 at collapse (Chen and He, arXiv 2011.10566, section 4.1). A scalar.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    return unit.shape[1] ** 0.5 * unit.std(dim=0).mean()
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """How many directions unit features [N, F] vary in: the participation ratio of their covariance C, a scalar.
+
+    (tr C)^2 / tr C^2 = (sum_k l_k)^2 / sum_k l_k^2 of its eigenvalues l_k (Gao et al., A theory of multineuronal
+    dimensionality, bioRxiv 214262, 2017): from 1 (one line) to min(N - 1, F) (all alike); 0 at collapse.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    centred = unit - unit.mean(dim=0)
+    # Either product has the same eigenvalues but for zeros.
+    product = centred @ centred.T if len(unit) < unit.shape[1] else centred.T @ centred
+    return product.trace().square() / product.square().sum().clamp(min=1e-12)
 
 
 def rankme(features: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from pipelines.packed import Packed
 from pipelines.types import Loader
 from vssl.evaluation.accuracy import accuracies
 from vssl.evaluation.features import extract_features
-from vssl.evaluation.health import alignment, rankme, uniformity
+from vssl.evaluation.health import alignment, feature_std, rankme, uniformity
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.linear import linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import SCORES, calibration, score_report
-from vssl.metrics import feature_std
 
 if TYPE_CHECKING:  # which imports the config, which imports this package
     from vssl.inference import Pretrained

@@ -16,6 +16,7 @@ from pipelines.build import build_loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.format_ffcv import read_table
 from pipelines.loader_base import worker_count
+from pipelines.loader_dali import DaliLoader
 from pipelines.loader_ffcv import FfcvLoader
 from pipelines.loader_resident import ResidentLoader
 from pipelines.packed import open_packed
@@ -201,8 +202,8 @@ class Throughput:
             batches.close()
 
     def _copy(self, batch: Batch) -> Rate | None:
-        """A batch from pinned memory to the device; nothing is copied from a data set that lives there."""
-        if self.device.type != "cuda" or isinstance(self.loader, ResidentLoader):
+        """A batch from pinned memory to the device; nothing is copied where its pixels live or are decoded there."""
+        if self.device.type != "cuda" or isinstance(self.loader, ResidentLoader | DaliLoader):
             return None
         pinned = [part.cpu().pin_memory() for part in batch]
 
