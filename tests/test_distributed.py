@@ -301,9 +301,9 @@ def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, proces
 
         trainer.train_step._forward = poisoned
         trainer.train_step(batch)
-        return before == digest(trainer.train_step.state_dict()), int(trainer.train_step.bad_steps)
+        return before == digest(trainer.train_step.state_dict()), trainer.train_step.watch.read()
 
-    assert processes(2, work) == [(True, 1), (True, 1)]
+    assert processes(2, work) == [(True, (1, 1)), (True, (1, 1))]
 
 
 @pytest.mark.slow

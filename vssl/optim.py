@@ -93,7 +93,10 @@ def build_optimizer(
         groups[1]["adapt"] = False
         return LARS(groups, lr, momentum, weight_decay, eta)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        sgd = torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        for weight in weights:  # a first step that found_inf forbids would leave torch's own uninitialised
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return sgd
     # capturable exists on accelerators only; fused keeps the step count on the device there.
     return torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda)
 

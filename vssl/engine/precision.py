@@ -49,6 +49,11 @@ class LossScale:
         self.scale = torch.full((), 2.0**16 if enabled else 1.0, device=device)
         self.growth_steps = torch.zeros((), dtype=torch.int32, device=device)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether halving it has not helped: what is not finite is then not the scale's doing. A host sync."""
+        return self.enabled and self.scale.item() < 1.0
+
     def update(self, found_inf: Tensor) -> None:
         """Halve after an overflow, double after 2,000 steps without one."""
         if self.enabled:

@@ -15,6 +15,7 @@ from pipelines.types import Batch
 from vssl.config import Config
 from vssl.distributed import World
 from vssl.engine.precision import LossScale, autocast
+from vssl.engine.watch import Watch
 from vssl.evaluation import OnlineProbe
 from vssl.evaluation.health import feature_health
 from vssl.metrics import MeanAccumulator
@@ -43,8 +44,8 @@ class _Learners(nn.Module):
 class TrainStep:
     """All that a step changes, and the step itself.
 
-    A step whose loss or gradient is not finite changes neither weights, optimizer state, teacher nor buffers; the
-    ``bad_steps`` counter on the device grows by one instead, for the log branch to read.
+    A step whose loss or gradient is not finite changes neither weights, optimizer state, teacher nor buffers; ``watch``
+    notes it instead, for the log branch to read.
 
     Args:
         config: resolved.
@@ -83,7 +84,7 @@ class TrainStep:
         # What changes from step to step enters as tensors, so that a compiled or captured step sees it.
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
         self.ema_weight = torch.zeros((), device=device)
-        self.bad_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.watch = Watch(config.data.batch_size // self.world.size, device)
         self._weights = [w for w in student.parameters() if w.requires_grad]
         self._buffers = [b for b in student.buffers() if b.is_floating_point()]
         self._saved_buffers = [b.clone() for b in self._buffers]
@@ -135,7 +136,7 @@ class TrainStep:
         """Train on a batch; its metrics go to ``metrics``."""
         torch._foreach_copy_(self._saved_buffers, self._buffers)
         metrics = self.backward(batch)
-        self.update(metrics)
+        self.watch.note(self.update(metrics), batch.index)
         self.metrics.add(metrics)
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
@@ -183,8 +184,11 @@ class TrainStep:
         return loss, metrics
 
     @torch.no_grad()
-    def update(self, metrics: dict[str, Tensor]) -> None:
-        """Optimizers, moving average and buffers; nothing moves if the loss or a gradient is not finite."""
+    def update(self, metrics: dict[str, Tensor]) -> Tensor:
+        """Optimizers, moving average and buffers; nothing moves if the loss or a gradient is not finite.
+
+        Returns whether they are, a boolean scalar.
+        """
         gradients = [w.grad for w in self._weights]
         norm = get_total_norm(gradients, foreach=True) / self.loss_scale.scale
         metrics["grad_norm"] = norm
@@ -194,6 +198,8 @@ class TrainStep:
         if limit > 0 or self.loss_scale.enabled:
             factor = (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else 1.0
             torch._foreach_mul_(gradients, factor / self.loss_scale.scale)
+            if self.probe is not None:
+                torch._foreach_div_([w.grad for w in self.probe.parameters()], self.loss_scale.scale)
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.found_inf = found_inf  # torch's fused optimizers and ours leave everything alone where it is 1
             optimizer.step()
@@ -202,8 +208,8 @@ class TrainStep:
         for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
             buffer.copy_(torch.where(good, buffer, saved))
         self.teacher.update(self.ema_weight * good)
-        self.bad_steps += ~good
         self.loss_scale.update(found_inf)
+        return good
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs; see ``load_state_dict``."""

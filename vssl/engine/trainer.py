@@ -1,6 +1,7 @@
 """The training loop: build, resume, step, log, evaluate, save, export."""
 
 import contextlib
+import json
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
 from pipelines.packed import Packed, open_packed
 from pipelines.types import Batch
-from vssl.checkpoint import backbone_weights, export_backbone
+from vssl.checkpoint import backbone_weights, export_backbone, write_atomically
 from vssl.config import Config
 from vssl.distributed import World, gather_equal
 from vssl.engine.capture import CapturedStep
@@ -141,10 +142,12 @@ class Trainer:
         self._signal = self._stop = 0  # the signal noted here; the one that all processes act on
         self._saved_at = time.monotonic()
         self._alarmed = False
+        self._healthy: dict | None = None  # the last log line without a bad step
         if state is not None:
             self._restore(state)
         elif resume == "auto":
             print(f"no checkpoint in {config.run.dir}: starting afresh", file=sys.stderr)
+        self._logged_step = self.step
 
     @property
     def epoch(self) -> float:
@@ -239,8 +242,11 @@ class Trainer:
 
     def _log(self) -> None:
         """Read the device's metrics (the only host sync of the loop) and write them."""
-        bad = int(self.train_step.bad_steps)
+        bad, first = self.train_step.watch.read()
+        scale = self.train_step.loss_scale
         values = self.world.mean(self.train_step.metrics.read())
+        if scale.enabled:
+            values |= {"loss_scale": scale.scale.item(), "overflows": bad}
         elapsed = time.perf_counter() - self._clock
         images = (self.step - self._clock_step) * self.config.data.batch_size
         self._write(
@@ -249,11 +255,11 @@ class Trainer:
             tau=self.schedule.momentum(self.step - 1),
             images_per_second=round(images / elapsed, 1),
         )
-        if bad and not self.train_step.loss_scale.enabled:
-            raise UserError(
-                f"the loss or a gradient was not finite in {bad} steps before step {self.step}; they "
-                "changed nothing and the last checkpoint is kept: lower optim.lr or set train.clip_grad"
-            )
+        if bad and (scale.exhausted or not scale.enabled):
+            self._diagnose(bad, self._logged_step + first)
+        if not bad:
+            self._healthy = {"step": self.step, **values}
+        self._logged_step = self.step
         if values["feature_std"] < COLLAPSED and not self._alarmed:
             self._alarmed = True
             print(
@@ -262,6 +268,26 @@ class Trainer:
                 file=sys.stderr,
             )
         self._start_clock()
+
+    def _diagnose(self, bad: int, first: int) -> None:
+        """Write what is known of steps that were not finite, ``bad`` of them from step ``first`` on, and give up."""
+        index = self.world.gather(self.train_step.watch.index).tolist()
+        path = Path(self.config.run.dir) / "diagnosis.json"
+        if self.world.leads:
+            diagnosis = {
+                "first_bad_step": first,
+                "bad_steps": bad,
+                "logged_at_step": self.step,
+                "images": [image for image in index if image >= 0],  # positions in the packed training split
+                "loss_scale": self.train_step.loss_scale.scale.item(),
+                "last_healthy": self._healthy,
+            }
+            write_atomically(path, lambda file: file.write_text(json.dumps(diagnosis, indent=2) + "\n"))
+        raise UserError(
+            f"the loss or a gradient was not finite in {bad} of the last steps, first in step {first}; they changed "
+            f"nothing, the last checkpoint is kept, and {path} has the batch and the last healthy figures: lower "
+            "optim.lr or set train.clip_grad"
+        )
 
     def _evaluate(self) -> None:
         if not self.evaluation.possible or not self.config.eval.every:

@@ -1,0 +1,37 @@
+"""Steps that were not finite: counted, and the first one remembered, on the device."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Counts the steps whose loss or gradient was not finite, and keeps the first one's place and batch.
+
+    Noting is in place and costs no host sync, so that a captured step may do it; reading costs one.
+
+    Args:
+        images: of a batch, on this process.
+    """
+
+    def __init__(self, images: int, device: torch.device) -> None:
+        self.steps, self.bad_steps, self.first = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
+        self.index = torch.full((images,), -1, device=device)
+
+    def note(self, good: Tensor, index: Tensor) -> None:
+        """A step was taken. good: bool, a scalar; index: int64 [B], its images; B is at most ``images``."""
+        self.steps += 1
+        first = ~good & (self.bad_steps == 0)
+        self.first.copy_(torch.where(first, self.steps, self.first))
+        place = self.index[: len(index)]
+        place.copy_(torch.where(first, index, place))
+        self.bad_steps += ~good
+
+    def read(self) -> tuple[int, int]:
+        """How many steps were bad, and which was the first of them (from 1, 0: none), since the last reading. ``index``
+        stays until the next bad step."""
+        bad, first = torch.stack([self.bad_steps, self.first]).tolist()
+        for counter in (self.steps, self.bad_steps, self.first):
+            counter.zero_()
+        return bad, first
