@@ -3,7 +3,8 @@
 ``{split}-000000.tar``, ...: of each sample ``NNNNNNNNN.jpg`` or ``.png`` and, if there are labels, ``NNNNNNNNN.cls``,
 the label as text; NNNNNNNNN counts through all shards. ``{split}-000000.idx``, ...: where in its shard each file's
 content lies, as DALI's own ``wds2idx`` writes it. ``{split}-labels.npy`` and ``{split}-sizes.npy`` are those of the
-resident format: the shards tell labels and image sizes only to who reads them from end to end.
+resident format: the shards tell labels and image sizes only to who reads them from end to end. The checksums are of
+the image files.
 """
 
 import io
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.arrays import open_array
+from pipelines.checksums import Checksums, checksum, checksum_file
 from pipelines.errors import UserError
 from pipelines.images import ImageError, Sample, decode
 
@@ -58,6 +60,7 @@ class Writer:
         self._folder, self._split = folder, split
         self._labels = np.empty(capacity, np.int64)
         self._sizes = np.empty((capacity, 2), np.int32)
+        self._checksums = np.empty(capacity, np.uint32)
         self._count = 0
         self._shards: list[list[tuple[int, Sample, int]]] = []  # not yet written; the last is being filled
         self._written = 0
@@ -80,11 +83,14 @@ class Writer:
         self._write()
         np.save(self._folder / f"{self._split}-labels.npy", self._labels[: self._count])
         np.save(self._folder / f"{self._split}-sizes.npy", self._sizes[: self._count])
+        np.save(self._folder / checksum_file(self._split), self._checksums[: self._count])
 
     def _write(self) -> None:
         paths = [shard_path(self._folder, self._split, self._written + i) for i in range(len(self._shards))]
         with ThreadPoolExecutor(_AT_ONCE) as threads:
-            list(threads.map(_write_shard, paths, self._shards))
+            for samples, checksums in zip(self._shards, threads.map(_write_shard, paths, self._shards), strict=True):
+                first = samples[0][0]
+                self._checksums[first : first + len(samples)] = checksums
         self._written += len(paths)
         self._shards.clear()
 
@@ -99,7 +105,8 @@ def file_names(split: str, present: Iterable[str]) -> set[str]:
     count = sum(re.fullmatch(rf"{split}-\d{{6}}\.tar", name) is not None for name in present)
     shards = [shard_path(Path(), split, number) for number in range(max(1, count))]
     indexes = [shard.with_suffix(".idx") for shard in shards]
-    return {f"{split}-labels.npy", f"{split}-sizes.npy", *(path.name for path in (*shards, *indexes))}
+    arrays = {f"{split}-labels.npy", f"{split}-sizes.npy", checksum_file(split)}
+    return arrays | {path.name for path in (*shards, *indexes)}
 
 
 def read_labels_and_sizes(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -139,10 +146,11 @@ def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sa
     """Samples ``start`` to ``stop`` as they are stored, PNG files as the pixels they were made of.
 
     Raises:
-        UserError: a header, a label or a PNG file is not what the tables say.
+        UserError: a header, a label or a PNG file is not what the tables say, or a sample does not match its checksum.
     """
     labels = open_array(folder / f"{split}-labels.npy", np.int64, (None,))
     sizes = open_array(folder / f"{split}-sizes.npy", np.int32, (len(labels), 2))
+    checksums = Checksums(folder, split, labels, sizes)
     first = 0
     for shard in _shards(folder, split):
         count = _read_count(shard)
@@ -152,7 +160,11 @@ def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sa
             with shard.open("rb") as file:
                 for index in inside:
                     label = b"%d" % labels[index] if labels[index] >= 0 else None
-                    yield _read_sample(file, entries, index - first, sizes[index].tolist(), label, f"sample {index}")
+                    data = _read_image(file, entries, index - first, label, f"sample {index}")
+                    checksums.check(index, data, shard)
+                    size = sizes[index].tolist()
+                    jpeg = entries.names[index - first, 0].endswith(".jpg")
+                    yield Sample(*size, jpeg, data if jpeg else _pixels(shard, data, size, f"sample {index}"))
         first += count
 
 
@@ -164,9 +176,9 @@ class _Index(NamedTuple):
     lengths: np.ndarray  # int64
 
 
-def _write_shard(path: Path, samples: list[tuple[int, Sample, int]]) -> None:
-    """Write a tar file and its index."""
-    lines = [f"{_VERSION} {len(samples)}"]
+def _write_shard(path: Path, samples: list[tuple[int, Sample, int]]) -> list[int]:
+    """Write a tar file and its index; returns the samples' checksums."""
+    lines, checksums = [f"{_VERSION} {len(samples)}"], []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
 
         def add(number: int, extension: str, data: bytes) -> str:
@@ -177,11 +189,14 @@ def _write_shard(path: Path, samples: list[tuple[int, Sample, int]]) -> None:
             return entry
 
         for number, sample, label in samples:
-            entries = [add(number, "jpg", sample.data) if sample.jpeg else add(number, "png", _to_png(sample))]
+            extension, data = ("jpg", sample.data) if sample.jpeg else ("png", _to_png(sample))
+            checksums.append(checksum(label, sample.height, sample.width, data))
+            entries = [add(number, extension, data)]
             if label >= 0:
                 entries.append(add(number, "cls", b"%d" % label))
             lines.append(" ".join(entries))
     path.with_suffix(".idx").write_text("\n".join(lines) + "\n")
+    return checksums
 
 
 def _to_png(sample: Sample) -> bytes:
@@ -253,9 +268,8 @@ def _check_header(file: io.BufferedReader, name: str, start: int, length: int) -
         raise _damaged(Path(file.name), f"{member.name} of {member.size:,} bytes where its index has {name}")
 
 
-def _read_sample(
-    file: io.BufferedReader, entries: _Index, row: int, size: list[int], label: bytes | None, what: str
-) -> Sample:
+def _read_image(file: io.BufferedReader, entries: _Index, row: int, label: bytes | None, what: str) -> bytes:
+    """A sample's image file, after a check of the headers and of the label that lies behind it."""
     files = []
     for name, start, length in zip(*(column[row].tolist() for column in entries), strict=True):
         _check_header(file, name, start, length)
@@ -263,12 +277,15 @@ def _read_sample(
     data, *stored = files
     if stored != ([] if label is None else [label]):
         raise _damaged(Path(file.name), f"{what} is labelled {stored}, the table says {label}")
-    if entries.names[row, 0].endswith(".jpg"):
-        return Sample(*size, True, data)
+    return data
+
+
+def _pixels(shard: Path, png: bytes, size: list[int], what: str) -> bytes:
+    """The pixels of a PNG file."""
     try:
-        image, _ = decode(data)
+        image, _ = decode(png)
     except ImageError as error:
-        raise _damaged(Path(file.name), f"{what} {error}") from error
+        raise _damaged(shard, f"{what} {error}") from error
     if [image.height, image.width] != size:
-        raise _damaged(Path(file.name), f"{what} has {image.height} x {image.width} pixels, the table says {size}")
-    return Sample(*size, False, image.tobytes())
+        raise _damaged(shard, f"{what} has {image.height} x {image.width} pixels, the table says {size}")
+    return image.tobytes()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.checksums import Checksums, checksum, checksum_file
 from pipelines.errors import UserError
 from pipelines.images import Sample
 
@@ -47,7 +48,7 @@ class Writer:
     """Writes a split's samples in the order in which they come.
 
     Args:
-        folder: where ``{split}.beton`` is made.
+        folder: where ``{split}.beton`` and its checksums are made.
         split: train or val.
         capacity: most samples that may come.
     """
@@ -59,6 +60,8 @@ class Writer:
     def __init__(self, folder: Path, split: str, capacity: int) -> None:
         self._rows = np.zeros(capacity, _ROW)
         self._allocations = np.zeros(capacity, _ALLOCATION)
+        self._checksums = np.empty(capacity, np.uint32)
+        self._checksum_path = folder / checksum_file(split)
         self._count = 0
         self._page = _PAGE
         self._end = _TABLE_START + self._rows.nbytes
@@ -76,11 +79,12 @@ class Writer:
         mode = _JPEG if sample.jpeg else _RAW
         self._rows[self._count] = ((mode, sample.width, sample.height, self._end), label)
         self._allocations[self._count] = (self._count, self._end, size)
+        self._checksums[self._count] = checksum(label, sample.height, sample.width, sample.data)
         self._count += 1
         self._end += size
 
     def close(self) -> None:
-        """Write the tables. The file is not whole before."""
+        """Write the tables. The files are not whole before."""
         header = np.array((_VERSION, len(_FIELDS), self._page, self._count, self._end), _HEADER)
         self._file.seek(self._end)
         self._file.write(self._allocations[: self._count].tobytes())
@@ -88,11 +92,12 @@ class Writer:
         for part in (header, _FIELDS, self._rows[: self._count]):
             self._file.write(part.tobytes())
         self._file.close()
+        np.save(self._checksum_path, self._checksums[: self._count])
 
 
 def file_names(split: str, present: Iterable[str]) -> set[str]:
     """The files of a split, whatever is ``present``."""
-    return {f"{split}.beton"}
+    return {f"{split}.beton", checksum_file(split)}
 
 
 def read_labels_and_sizes(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -102,14 +107,16 @@ def read_labels_and_sizes(folder: Path, split: str) -> tuple[np.ndarray, np.ndar
 
 
 def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sample]:
-    """Samples ``start`` to ``stop`` as they are stored."""
+    """Samples ``start`` to ``stop`` as they are stored. Raises ``UserError`` if one does not match its checksum."""
     path = folder / f"{split}.beton"
     table = read_table(path)
+    checksums = Checksums(folder, split, table.labels, table.sizes)
     with path.open("rb") as file:
         for index in range(start, stop):
             file.seek(table.starts[index])
-            height, width = table.sizes[index].tolist()
-            yield Sample(height, width, bool(table.jpeg[index]), file.read(table.lengths[index]))
+            data = file.read(table.lengths[index])
+            checksums.check(index, data, path)
+            yield Sample(*table.sizes[index].tolist(), bool(table.jpeg[index]), data)
 
 
 def read_table(path: Path) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.arrays import open_array
+from pipelines.checksums import Checksums, checksum, checksum_file
 from pipelines.errors import UserError
 from pipelines.images import Sample
 
@@ -17,8 +18,8 @@ class Writer:
     """Writes a split's samples in the order in which they come: images lie top left on a canvas of the largest.
 
     Args:
-        folder: where ``{split}.npy`` uint8 [N, H, W, 3], ``{split}-labels.npy`` int64 [N] (-1: none) and
-            ``{split}-sizes.npy`` int32 [N, 2] (height, width) are made.
+        folder: where ``{split}.npy`` uint8 [N, H, W, 3], ``{split}-labels.npy`` int64 [N] (-1: none),
+            ``{split}-sizes.npy`` int32 [N, 2] (height, width) and the checksums, of whole canvases, are made.
         split: train or val.
         capacity: most samples that may come.
     """
@@ -53,19 +54,23 @@ class Writer:
                 f"{self._folder.parent}: {self._split} would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
                 "give a smaller --max-resolution, or --format ffcv"
             )
+        labels, checksums = self._labels[: self._count], np.empty(self._count, np.uint32)
         pixels = np.lib.format.open_memmap(self._folder / f"{self._split}.npy", "w+", np.uint8, shape)
         with self._spool_path.open("rb") as spool:
-            for row, (height, width) in zip(pixels, sizes.tolist(), strict=True):
-                row[:height, :width] = np.frombuffer(spool.read(height * width * 3), np.uint8).reshape(height, width, 3)
+            for index, (height, width) in enumerate(sizes.tolist()):
+                row, image = pixels[index], np.frombuffer(spool.read(height * width * 3), np.uint8)
+                row[:height, :width] = image.reshape(height, width, 3)
+                checksums[index] = checksum(int(labels[index]), height, width, row)
         pixels.flush()
         self._spool_path.unlink()
-        np.save(self._folder / f"{self._split}-labels.npy", self._labels[: self._count])
+        np.save(self._folder / checksum_file(self._split), checksums)
+        np.save(self._folder / f"{self._split}-labels.npy", labels)
         np.save(self._folder / f"{self._split}-sizes.npy", sizes)
 
 
 def file_names(split: str, present: Iterable[str]) -> set[str]:
     """The files of a split, whatever is ``present``."""
-    return {f"{split}.npy", f"{split}-labels.npy", f"{split}-sizes.npy"}
+    return {f"{split}.npy", f"{split}-labels.npy", f"{split}-sizes.npy", checksum_file(split)}
 
 
 def open_arrays(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,7 +93,10 @@ def read_labels_and_sizes(folder: Path, split: str) -> tuple[np.ndarray, np.ndar
 
 
 def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sample]:
-    """Samples ``start`` to ``stop`` as they are stored."""
-    pixels, _, sizes = open_arrays(folder, split)
-    for row, (height, width) in zip(pixels[start:stop], sizes[start:stop].tolist(), strict=True):
-        yield Sample(height, width, False, row[:height, :width].tobytes())
+    """Samples ``start`` to ``stop`` as they are stored. Raises ``UserError`` if one does not match its checksum."""
+    pixels, labels, sizes = open_arrays(folder, split)
+    checksums = Checksums(folder, split, labels, sizes)
+    for index in range(start, stop):
+        checksums.check(index, pixels[index], folder / f"{split}.npy")
+        height, width = sizes[index].tolist()
+        yield Sample(height, width, False, pixels[index, :height, :width].tobytes())

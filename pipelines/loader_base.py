@@ -8,27 +8,47 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 import torch
 
+from pipelines.augment import Augment
 from pipelines.errors import UserError
-from pipelines.packed import Split
+from pipelines.packed import Packed
+from pipelines.readers import open_reader
 from pipelines.sampler import Sampler
 from pipelines.types import Batch, DataConfig
 
-__all__ = ["BaseLoader", "canvas_shape", "cuts_crops", "each_sample", "fit_canvas", "single_thread", "worker_count"]
+__all__ = ["BaseLoader", "each_sample", "fit_canvas", "single_thread", "worker_count"]
 
 
 class BaseLoader(ABC):
-    """The ``Loader`` protocol around ``_batches``: order and state are the sampler's.
+    """The ``Loader`` protocol around ``_prepare`` and ``_batches``: order and state are the sampler's.
 
     Args:
+        packed, split: whose images.
         sampler: gives the order; its state moves when a batch is handed out.
-        device: where batches go.
+        data, augment, device, train: as of ``build_loader``.
     """
 
-    def __init__(self, sampler: Sampler, device: torch.device) -> None:
+    def __init__(
+        self,
+        packed: Packed,
+        split: str,
+        sampler: Sampler,
+        data: DataConfig,
+        augment: Augment,
+        device: torch.device,
+        *,
+        train: bool,
+    ) -> None:
         self.sampler, self.device = sampler, device
+        self._packed, self._split, self._data, self._augment, self._train = packed, split, data, augment, train
+        self._reader = open_reader(packed, split)
         self._running: Generator[Batch] | None = None
         self._closed = False
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """The rest of the constructor."""
 
     @abstractmethod
     def _batches(self) -> Generator[Batch]:
@@ -69,7 +89,18 @@ class BaseLoader(ABC):
 
     def close(self) -> None:
         self._stop()
+        self._reader.close()
         self._closed = True
+
+    def _cuts_crops(self) -> bool:
+        """Whether ``data.crops`` wants the two crops (V = 2) or whole images (V = 1) handed over."""
+        crops = self._data.crops
+        return self._train and (crops == "loader" or (crops == "auto" and self.device.type == "cpu"))
+
+    def _canvas(self) -> tuple[int, int]:
+        """Height and width that hold every image of the split, after ``fit_canvas``."""
+        split = self._packed.splits[self._split]
+        return min(split.max_height, self._data.canvas), min(split.max_width, self._data.canvas)
 
     def _to_device(self, batch: Batch) -> Batch:
         """Copy what is not on the device yet on a stream of its own, beside the step's work, which waits for the copy.
@@ -88,16 +119,6 @@ class BaseLoader(ABC):
         for tensor in batch:
             tensor.record_stream(current)
         return batch
-
-
-def cuts_crops(data: DataConfig, device: torch.device, train: bool) -> bool:
-    """Whether the loader cuts the two crops (V = 2) or hands over whole images (V = 1)."""
-    return train and (data.crops == "loader" or (data.crops == "auto" and device.type == "cpu"))
-
-
-def canvas_shape(split: Split, canvas: int) -> tuple[int, int]:
-    """Height and width that hold every image of a split, after ``fit_canvas``."""
-    return min(split.max_height, canvas), min(split.max_width, canvas)
 
 
 def fit_canvas(sizes: np.ndarray, canvas: int) -> np.ndarray:

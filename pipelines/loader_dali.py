@@ -12,13 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.augment import Augment, pixel_boxes
+from pipelines.augment import pixel_boxes
 from pipelines.errors import UserError
-from pipelines.loader_base import BaseLoader, canvas_shape, cuts_crops, fit_canvas, single_thread, worker_count
-from pipelines.packed import Packed
-from pipelines.readers import open_reader
-from pipelines.sampler import Sampler
-from pipelines.types import Batch, DataConfig
+from pipelines.loader_base import BaseLoader, fit_canvas, single_thread, worker_count
+from pipelines.types import Batch
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
@@ -29,33 +26,20 @@ __all__ = ["DaliLoader"]
 class DaliLoader(BaseLoader):
     """As ``data.crops`` says, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
 
-    Feeding a GPU, everything but reading happens there, and batches come without a copy. DALI gets through damaged
-    scans that other decoders refuse; ``tools/convert.py --verify`` finds them. Arguments as ``build_loader``.
+    Feeding a GPU, everything but reading happens there, and batches come without a copy.
 
     Raises:
         UserError: DALI is not installed.
     """
 
-    def __init__(
-        self,
-        packed: Packed,
-        split: str,
-        sampler: Sampler,
-        data: DataConfig,
-        augment: Augment,
-        device: torch.device,
-        *,
-        train: bool,
-    ) -> None:
-        super().__init__(sampler, device)
-        self._reader = open_reader(packed, split)
-        self._augment, self._data = augment, data
-        self._crops = cuts_crops(data, device, train)
-        canvas = canvas_shape(packed.splits[split], data.canvas)
-        self._shape = (2, data.image_size, data.image_size, 3) if self._crops else (1, *canvas, 3)
-        self._shrinks = not self._crops and bool(self._reader.sizes.max() > data.canvas)
+    def _prepare(self) -> None:
+        self._crops = self._cuts_crops()
+        shape = (self._data.image_size,) * 2 if self._crops else self._canvas()
+        self._shape = (2 if self._crops else 1, *shape, 3)
+        self._shrinks = not self._crops and bool(self._reader.sizes.max() > self._data.canvas)
         self._waiting: deque[np.ndarray] = deque()  # batches that DALI has not begun
         self._inputs: deque[tuple] = deque()  # of those it has begun; it reads them where they are
+        self._failure = ""  # why it cannot begin the first of those that wait
         self._pipeline: Pipeline | None = self._build()
 
     def _batches(self) -> Generator[Batch]:
@@ -77,6 +61,8 @@ class DaliLoader(BaseLoader):
         """The pixels of the batch that was begun first, on the current stream; another one is begun."""
         if len(index) == 0:  # a rank's share of a small last batch
             return torch.empty((0, *self._shape), dtype=torch.uint8, device=self.device)
+        if not self._inputs:
+            raise UserError(self._failure)
         stream = None if self._copies is None else torch.cuda.current_stream(self.device)
         problem = None
         try:
@@ -118,8 +104,14 @@ class DaliLoader(BaseLoader):
         """What DALI works on next: encoded files, and as ``_geometry``."""
         if not self._waiting:
             raise StopIteration
-        index = self._waiting.popleft()
-        self._inputs.append(([self._reader.encoded(sample) for sample in index.tolist()], *self._geometry(index)))
+        index = self._waiting[0]
+        try:
+            encoded = [self._reader.encoded(sample) for sample in index.tolist()]
+        except UserError as error:
+            self._failure = str(error)  # to be raised when its batch is due, after those before it
+            raise StopIteration from None
+        self._waiting.popleft()
+        self._inputs.append((encoded, *self._geometry(index)))
         return self._inputs[-1]
 
     @single_thread()
@@ -185,4 +177,3 @@ class DaliLoader(BaseLoader):
     def close(self) -> None:
         super().close()
         self._pipeline = None  # ends its threads and frees its memory, except for batches that somebody still has
-        self._reader.close()

@@ -10,21 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.augment import Augment, pixel_boxes
-from pipelines.loader_base import (
-    BaseLoader,
-    canvas_shape,
-    cuts_crops,
-    each_sample,
-    fit_canvas,
-    single_thread,
-    worker_count,
-)
-from pipelines.packed import Packed
+from pipelines.augment import pixel_boxes
+from pipelines.loader_base import BaseLoader, each_sample, fit_canvas, single_thread, worker_count
 from pipelines.prefetch import BufferPool, run_ahead
-from pipelines.readers import open_reader
-from pipelines.sampler import Sampler
-from pipelines.types import Batch, DataConfig
+from pipelines.types import Batch
 
 __all__ = ["FfcvLoader"]
 
@@ -48,33 +37,21 @@ class _Plan(NamedTuple):
 class FfcvLoader(BaseLoader):
     """As ``data.crops`` says, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
 
-    Arguments as ``build_loader``. ``dct_scaling``: decode at 1/2, 1/4 or 1/8 of the scale wherever nothing needs
-    more pixels; False gives exactly the pixels of the reference loader.
+    ``dct_scaling``: decode at 1/2, 1/4 or 1/8 of the scale wherever nothing needs more pixels; set to False, the pixels
+    are exactly those of the reference loader.
     """
 
-    def __init__(
-        self,
-        packed: Packed,
-        split: str,
-        sampler: Sampler,
-        data: DataConfig,
-        augment: Augment,
-        device: torch.device,
-        *,
-        train: bool,
-        dct_scaling: bool = True,
-    ) -> None:
-        super().__init__(sampler, device)
-        self._reader = open_reader(packed, split)
-        self._augment, self._data, self.dct_scaling = augment, data, dct_scaling
-        self._crops = cuts_crops(data, device, train)
-        shape = (data.image_size,) * 2 if self._crops else canvas_shape(packed.splits[split], data.canvas)
-        rows = -(-sampler.batch_size // sampler.world_size)
+    dct_scaling = True
+
+    def _prepare(self) -> None:
+        self._crops = self._cuts_crops()
+        shape = (self._data.image_size,) * 2 if self._crops else self._canvas()
+        rows = -(-self.sampler.batch_size // self.sampler.world_size)
         self._shape = (rows, 2 if self._crops else 1, *shape, 3)
         self._buffers = BufferPool(self._shape)
-        self._interpolation = augment.config.interpolation if self._crops else "bilinear"
-        self._gather = not self._crops and self._reader.uniform and self._reader.sizes.max() <= data.canvas
-        self._workers = worker_count(data)
+        self._interpolation = self._augment.config.interpolation if self._crops else "bilinear"
+        self._gather = not self._crops and self._reader.uniform and self._reader.sizes.max() <= self._data.canvas
+        self._workers = worker_count(self._data)
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
 
     def _batches(self) -> Generator[Batch]:
@@ -137,7 +114,6 @@ class FfcvLoader(BaseLoader):
         super().close()
         self._threads.shutdown()
         self._buffers.clear()
-        self._reader.close()
 
 
 def _resize(image: np.ndarray, out: np.ndarray, interpolation: str) -> None:

@@ -1,17 +1,14 @@
 """The whole split in device memory: a batch is one gather there."""
 
+import math
 from collections.abc import Generator
 
 import numpy as np
 import torch
 
-from pipelines.augment import Augment
 from pipelines.errors import UserError
 from pipelines.loader_base import BaseLoader
-from pipelines.packed import Packed
-from pipelines.readers import open_reader
-from pipelines.sampler import Sampler
-from pipelines.types import Batch, DataConfig
+from pipelines.types import Batch
 
 __all__ = ["ResidentLoader"]
 
@@ -20,40 +17,37 @@ _HEADROOM = 0.9  # share of the free device memory that the images may take; the
 
 
 class ResidentLoader(BaseLoader):
-    """Whole images (V = 1) out of device memory, for training and evaluation. Arguments as ``build_loader``.
+    """Whole images (V = 1) out of device memory, for training and evaluation.
 
     Raises:
         UserError: the images are larger than ``data.canvas``, or do not fit into the device's free memory.
     """
 
-    def __init__(
-        self,
-        packed: Packed,
-        split: str,
-        sampler: Sampler,
-        data: DataConfig,
-        augment: Augment,
-        device: torch.device,
-        *,
-        train: bool,
-    ) -> None:
-        super().__init__(sampler, device)
-        reader = open_reader(packed, split)
-        side = max(reader.pixels.shape[1:3])
-        if side > data.canvas:
+    def _prepare(self) -> None:
+        reader, canvas = self._reader, self._data.canvas
+        side = max(reader.shape[1:3])
+        if side > canvas:
             raise UserError(
-                f"{packed.dir}: images are {side} pixels long, more than data.canvas={data.canvas}: "
-                f"set data.canvas={side} or pack again with --max-resolution {data.canvas}"
+                f"{self._packed.dir}: images are {side} pixels long, more than data.canvas={canvas}: "
+                f"set data.canvas={side} or pack again with --max-resolution {canvas}"
             )
-        if device.type == "cuda":
-            _check_memory(packed, split, reader.pixels.nbytes, device)
-        self._pixels = torch.empty(reader.pixels.shape, dtype=torch.uint8, device=device)
-        for start in range(0, len(reader.pixels), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            self._pixels[part] = torch.from_numpy(np.array(reader.pixels[part]))  # torch wants a writable array
-        self._sizes = torch.from_numpy(reader.sizes).to(device)
-        self._labels = torch.from_numpy(reader.labels).to(device)
+        if self.device.type == "cuda":
+            self._check_memory(math.prod(reader.shape))
+        self._pixels = torch.empty(reader.shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, len(self._pixels), _CHUNK):
+            chunk = reader.canvases(start, start + _CHUNK)
+            self._pixels[start : start + len(chunk)] = torch.from_numpy(chunk)
+        self._sizes = torch.from_numpy(reader.sizes).to(self.device)
+        self._labels = torch.from_numpy(reader.labels).to(self.device)
         reader.close()
+
+    def _check_memory(self, needed: int) -> None:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if needed > _HEADROOM * free:
+            raise UserError(
+                f"{self._packed.dir}: the {self._split} images take {needed / 2**30:.1f} GiB, {self.device} has "
+                f"{free / 2**30:.1f} free: pack the data with --format ffcv, or set data.loader=torch"
+            )
 
     def _batches(self) -> Generator[Batch]:
         batches = list(self.sampler.remaining())
@@ -66,12 +60,3 @@ class ResidentLoader(BaseLoader):
     def close(self) -> None:
         super().close()
         self._pixels = self._sizes = self._labels = None
-
-
-def _check_memory(packed: Packed, split: str, needed: int, device: torch.device) -> None:
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > _HEADROOM * free:
-        raise UserError(
-            f"{packed.dir}: the {split} images take {needed / 2**30:.1f} GiB, {device} has {free / 2**30:.1f} free: "
-            "pack the data with --format ffcv, or set data.loader=torch"
-        )

@@ -2,6 +2,7 @@
 
 import signal
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -12,43 +13,28 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from pipelines.augment import Augment, pixel_boxes
-from pipelines.loader_base import BaseLoader, canvas_shape, each_sample, fit_canvas, worker_count
-from pipelines.packed import Packed
-from pipelines.readers import Reader, open_reader
+from pipelines.loader_base import BaseLoader, each_sample, fit_canvas, worker_count
+from pipelines.readers import Reader
 from pipelines.sampler import Sampler
-from pipelines.types import Batch, DataConfig
+from pipelines.types import Batch
 
 __all__ = ["TorchLoader"]
 
 
 class TorchLoader(BaseLoader):
-    """Two crops of each image (V = 2) for training, whole images (V = 1) for evaluation, made by worker processes.
+    """Two crops of each image (V = 2) for training, whole images (V = 1) for evaluation, made by worker processes."""
 
-    Arguments as ``build_loader``.
-    """
-
-    def __init__(
-        self,
-        packed: Packed,
-        split: str,
-        sampler: Sampler,
-        data: DataConfig,
-        augment: Augment,
-        device: torch.device,
-        *,
-        train: bool,
-    ) -> None:
-        super().__init__(sampler, device)
-        self._reader = open_reader(packed, split)
-        if train:
-            dataset = _Crops(self._reader, augment, data.image_size, sampler.seed)
+    def _prepare(self) -> None:
+        data = self._data
+        if self._train:
+            dataset = _Crops(self._reader, self._augment, data.image_size, self.sampler.seed)
         else:
-            dataset = _WholeImages(self._reader, canvas_shape(packed.splits[split], data.canvas), data.canvas)
+            dataset = _WholeImages(self._reader, self._canvas(), data.canvas)
         workers = worker_count(data)
         self._loader = DataLoader(
             dataset,
             batch_size=None,  # what the sampler asks for is a batch already
-            sampler=_Requests(sampler),
+            sampler=_Requests(self.sampler),
             num_workers=workers,
             prefetch_factor=-(-data.prefetch // workers),
             worker_init_fn=_leave_signals_to_parent,
@@ -65,10 +51,6 @@ class TorchLoader(BaseLoader):
         finally:
             del batches  # which ends the workers
 
-    def close(self) -> None:
-        super().close()
-        self._reader.close()
-
 
 class _Requests:
     """What workers are asked for: the epoch, so that none is frozen into them, and the indices of a batch."""
@@ -80,7 +62,7 @@ class _Requests:
         return ((self._sampler.epoch, index) for index in self._sampler.remaining())
 
 
-class _Batches(Dataset):
+class _Batches(Dataset, ABC):
     """Answers a request with a batch, or with the exception for the main process to raise."""
 
     def __init__(self, reader: Reader) -> None:
@@ -95,9 +77,9 @@ class _Batches(Dataset):
             return error
         return Batch(pixels, size, torch.from_numpy(self._reader.labels[index]), torch.from_numpy(index))
 
+    @abstractmethod
     def _draw(self, epoch: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """A batch's pixels and sizes."""
-        raise NotImplementedError
 
     def _image(self, sample: int) -> Tensor:
         return torch.from_numpy(self._reader.image(sample)).permute(2, 0, 1)

@@ -8,7 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from pipelines import format_dali, format_ffcv, format_resident
+from pipelines.arrays import open_array
+from pipelines.checksums import checksum_file
 from pipelines.errors import UserError
 
 __all__ = [
@@ -27,7 +31,7 @@ __all__ = [
 # close).
 FORMATS: dict[str, ModuleType] = {"ffcv": format_ffcv, "dali": format_dali, "resident": format_resident}
 
-_VERSION = 1
+_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -60,7 +64,7 @@ def open_packed(dir: Path | str, *, verify: bool = False) -> Packed:
     """Open a packed data set after checking it.
 
     Checked are the manifest, the files' existence and sizes, their headers and tables, and that these say what the
-    manifest says. With ``verify`` every file is read and its SHA-256 compared too.
+    manifest says; no pixels are read. With ``verify`` every file is read and its SHA-256 compared too.
 
     Raises:
         UserError: no such folder or manifest, another version, or anything that does not agree.
@@ -118,6 +122,7 @@ def _check_split(packed: Packed, name: str) -> None:
     where = packed.dir / min(split.files)
     if len(labels) != split.count:
         raise UserError(f"{where}: holds {len(labels):,} samples, the manifest says {split.count:,}")
+    open_array(packed.dir / checksum_file(name), np.uint32, (split.count,))
     low, high = (0, len(packed.classes) - 1) if split.labelled else (-1, -1)
     if labels.min() < low or labels.max() > high:
         raise UserError(f"{where}: labels {labels.min()} to {labels.max()}, the manifest allows {low} to {high}")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipelines import format_dali, format_ffcv, format_resident
+from pipelines.checksums import Checksums
 from pipelines.errors import UserError
 from pipelines.images import ImageError, decode
 from pipelines.packed import Packed
@@ -17,7 +18,10 @@ __all__ = ["ArrayReader", "BetonReader", "Reader", "ShardReader", "open_reader"]
 
 
 class Reader(Protocol):
-    """The images of a split by position. Several threads may read; a pickle opens the files anew."""
+    """The images of a split by position. Several threads may read; a pickle opens the files anew.
+
+    Whatever reads a sample for the first time compares it with its checksum: a ``UserError`` names one that differs.
+    """
 
     sizes: np.ndarray  # int32 [N, 2], height and width
     labels: np.ndarray  # int64 [N], -1: no label
@@ -30,21 +34,32 @@ class Reader(Protocol):
 
 
 class ArrayReader:
-    """The resident format: one uint8 array [N, H, W, 3] (``pixels``, a read-only map of its file), images top left."""
+    """The resident format: a map of one array, images top left on canvases of one size. ``shape``: of the array."""
 
     def __init__(self, packed: Packed, split: str) -> None:
         self._source = packed, split
-        self.pixels, self.labels, self.sizes = format_resident.open_arrays(packed.dir, split)
+        self._path = packed.dir / f"{split}.npy"
+        self._pixels, self.labels, self.sizes = format_resident.open_arrays(packed.dir, split)
+        self.shape: tuple[int, int, int, int] = self._pixels.shape
+        self._checksums = Checksums(packed.dir, split, self.labels, self.sizes)
 
     def __reduce__(self) -> tuple:
         return type(self), self._source
 
     def image(self, index: int) -> np.ndarray:
         height, width = self.sizes[index]
-        return np.array(self.pixels[index, :height, :width])
+        self._checksums.check(index, self._pixels[index], self._path)
+        return np.array(self._pixels[index, :height, :width])
+
+    def canvases(self, start: int, stop: int) -> np.ndarray:
+        """uint8 [n, H, W, 3], a copy: the samples from ``start`` to before ``stop``, with what lies around them."""
+        canvases = np.array(self._pixels[start:stop])
+        for index, canvas in enumerate(canvases, start):
+            self._checksums.check(index, canvas, self._path)
+        return canvases
 
     def close(self) -> None:
-        self.pixels = None
+        self._pixels = None
 
 
 class BetonReader:
@@ -60,6 +75,7 @@ class BetonReader:
         table = format_ffcv.read_table(self.path)
         self.sizes, self.labels, self.jpeg = table.sizes, table.labels, table.jpeg
         self._starts, self._lengths = table.starts, table.lengths
+        self._checksums = Checksums(packed.dir, split, self.labels, self.sizes)
         self.uniform = not self.jpeg.any() and bool((self.sizes == self.sizes[:1]).all())
         self._imdecode = _import_imdecode(self.path) if self.jpeg.any() else None
         with self.path.open("rb") as file:
@@ -89,14 +105,15 @@ class BetonReader:
             file for raw pixels.
         """
         height, width = self.sizes[index].tolist()
-        start, length = int(self._starts[index]), int(self._lengths[index])
+        stored = self._stored(index)
         if not self.jpeg[index]:
-            return self._bytes[start : start + length].reshape(height, width, 3)
+            return stored.reshape(height, width, 3)
         # Before decoding: too small a scratch must not be written to.
         pixels = scratch[: 3 * -(-height // denominator) * -(-width // denominator)]
         pixels = pixels.reshape(-(-height // denominator), -(-width // denominator), 3)
-        source, whole = self._address + start, (height, width)
-        failed = self._imdecode(source, length, *whole, scratch.ctypes.data, *whole, 0, 0, 1, denominator, False, False)
+        start, length, whole = int(self._starts[index]), len(stored), (height, width)
+        source, target = self._address + start, scratch.ctypes.data
+        failed = self._imdecode(source, length, *whole, target, *whole, 0, 0, 1, denominator, False, False)
         # TurboJPEG returns -1 for its warnings too; but an image of another size it would fit in without a word.
         if failed or _jpeg_size(self._map, start, start + length) != whole:
             raise UserError(f"{self.path}: the JPEG data of sample {index} are damaged, pack the data again")
@@ -104,11 +121,20 @@ class BetonReader:
 
     def gather(self, index: np.ndarray) -> np.ndarray:
         """uint8 [B, height, width, 3] for int64 [B]; only if ``uniform`` (raw pixels, all of one size)."""
+        for sample in self._checksums.unchecked(index).tolist():
+            self._stored(sample)
         height, width = self.sizes[0].tolist()
         windows = np.lib.stride_tricks.as_strided(
             self._bytes, (len(self._bytes) - 3 * height * width + 1, 3 * height * width), (1, 1), writeable=False
         )
         return windows[self._starts[index]].reshape(-1, height, width, 3)
+
+    def _stored(self, index: int) -> np.ndarray:
+        """uint8 [bytes], a view of the mapped file."""
+        start, length = self._starts[index], self._lengths[index]
+        stored = self._bytes[start : start + length]
+        self._checksums.check(index, stored, self.path)
+        return stored
 
     def close(self) -> None:
         self._bytes = self._map = None
@@ -122,6 +148,7 @@ class ShardReader:
         table = format_dali.read_table(packed.dir, split)
         self.sizes, self.labels = table.sizes, table.labels
         self._table = table
+        self._checksums = Checksums(packed.dir, split, self.labels, self.sizes)
         shards = range(table.shards[-1] + 1)
         self._paths = [format_dali.shard_path(packed.dir, split, number) for number in shards]
         # As torch maps files, none stays open; there may be more shards than a process may have open files.
@@ -134,8 +161,10 @@ class ShardReader:
 
     def encoded(self, index: int) -> np.ndarray:
         """uint8 [bytes]: a JPEG or PNG file, a view of the mapped shard."""
-        start, length = self._table.starts[index], self._table.lengths[index]
-        return self._maps[self._table.shards[index]][start : start + length]
+        start, length, shard = self._table.starts[index], self._table.lengths[index], self._table.shards[index]
+        encoded = self._maps[shard][start : start + length]
+        self._checksums.check(index, encoded, self._paths[shard])
+        return encoded
 
     def image(self, index: int) -> np.ndarray:
         try:
