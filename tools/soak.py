@@ -5,6 +5,7 @@ of docs/reliability.md was not kept."""
 import argparse
 import contextlib
 import gc
+import importlib
 import json
 import os
 import random
@@ -112,36 +113,57 @@ class Report:
         )
 
 
+def formats() -> list[str]:
+    """Those whose loaders can run here. Their libraries are imported before all children are forked, not in each."""
+    found = ["resident"]
+    for format, module in (("ffcv", "ffcv.libffcv"), ("dali", "nvidia.dali")):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+            found.append(format)
+    return found
+
+
 def make_data(folder: Path) -> dict[str, Path]:
-    """Small packed sets: the digits as resident and ffcv, and JPEG photographs of several sizes as ffcv."""
-    packed = {"resident": folder / "resident", "ffcv, raw": folder / "raw", "ffcv, JPEG": folder / "jpeg"}
-    convert("digits", None, packed["resident"], format="resident", workers=1)
-    convert("digits", None, packed["ffcv, raw"], format="ffcv", workers=1)
+    """Small packed sets in each format: the digits, and JPEG pictures of several sizes unless it stores pixels."""
     source, rng = folder / "source", np.random.default_rng(0)
     for number in range(64):
         path = source / "train" / f"class{number % 4}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        side = (24 + number % 40, 24 + number % 23)
+        side = (65 + number % 40, 65 + number % 23)  # smaller ones become pixels in the ffcv format
         Image.fromarray(coarse).resize(side, Image.Resampling.BICUBIC).save(path, quality=90)
-    convert("folder", source, packed["ffcv, JPEG"], format="ffcv", workers=1)
+    packed = {}
+    for format in formats():
+        for name, (dataset, images) in {"digits": ("digits", None), "JPEG": ("folder", source)}.items():
+            if (format, name) != ("resident", "JPEG"):
+                packed[f"{format}, {name}"] = out = folder / f"{format}-{name}"
+                convert(dataset, images, out, format=format, workers=1)
     return packed
 
 
-def kills(report: Report, count: int, data: Path, folder: Path, rng: random.Random) -> None:
+def shares(count: int, packed: dict[str, Path]) -> list[tuple[str, Path, int]]:
+    """``count`` shared out among the packed sets; those that get nothing are left out."""
+    parts = [(count + len(packed) - 1 - place) // len(packed) for place in range(len(packed))]
+    return [(name, path, part) for (name, path), part in zip(packed.items(), parts, strict=True) if part]
+
+
+def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: random.Random) -> None:
     """Runs killed at a random moment, resumed, and compared with one that nobody disturbed."""
 
     def train(run: Path, resume: str | None) -> str:
         Trainer(load_config(DEMO, [*SMALL, f"data.dir={data}", f"run.dir={run}"]), resume).fit()
         return "done"
 
-    with report.row(f"{count} runs killed, then resumed") as figures:
+    with report.row(f"{count} runs killed, then resumed ({name})") as figures:
+        whole = folder / "whole"
+        shutil.rmtree(whole, ignore_errors=True)
         started = time.monotonic()
-        if in_child(lambda: train(folder / "whole", None)) != "done":
-            report.fail("the undisturbed run failed")
+        answer = in_child(lambda: train(whole, None))
+        if answer != "done":
+            report.fail(f"{name}: the undisturbed run: {answer}")
             return
         duration = time.monotonic() - started
-        expected = (folder / "whole" / "backbone.safetensors").read_bytes()
+        expected = (whole / "backbone.safetensors").read_bytes()
         outcomes = Counter({"ended with the same weights": 0, "killed while saving": 0})
         for number in range(count):
             run = folder / f"run-{number}"
@@ -160,7 +182,7 @@ def kills(report: Report, count: int, data: Path, folder: Path, rng: random.Rand
             except (OSError, ValueError):
                 tidy = False
             if not (same and tidy):
-                report.fail(f"killed run {number}: {answer}, same weights: {same}, tidy: {tidy}")
+                report.fail(f"{name}, killed run {number}: {answer}, same weights: {same}, tidy: {tidy}")
             shutil.rmtree(run)
         figures |= outcomes
 
@@ -187,8 +209,9 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def read_epoch(packed_dir: Path) -> str:
-    """A digest of an epoch of training batches, or an exception."""
-    config = load_config(DEMO, [*SMALL, f"data.dir={packed_dir}", "data.limit=0", "data.batch_size=16"])
+    """A digest of an epoch of training batches with every sample in it, or an exception."""
+    all_samples = ("data.limit=0", "data.batch_size=16", "data.drop_last=false")
+    config = load_config(DEMO, [*SMALL, f"data.dir={packed_dir}", *all_samples])
     packed = open_packed(packed_dir)
     device = torch.device("cpu")
     with contextlib.closing(
@@ -202,34 +225,35 @@ def verify(packed_dir: Path) -> str:
     return "accepted"
 
 
-def data_fuzz(report: Report, count: int, packed: dict[str, Path], folder: Path, rng: random.Random) -> None:
-    """A file of a packed set is damaged: --verify must refuse it; without, reading may notice it or not, but neither
-    crash nor hang."""
-    for number, (name, source) in enumerate(packed.items()):
-        cases = count // len(packed) + (number < count % len(packed))
-        with report.row(f"{cases} damaged files ({name})") as figures:
-            whole = in_child(lambda source=source: read_epoch(source))
-            outcomes = Counter({"refused at a start": 0, "seen only by --verify": 0})
-            for case in range(cases):
-                broken = folder / "broken"
-                shutil.rmtree(broken, ignore_errors=True)
-                shutil.copytree(source, broken)
-                victim = rng.choice(sorted(path for path in broken.iterdir() if not path.name.startswith("val")))
-                victim.write_bytes(mutate(victim.read_bytes(), rng))
-                answer = in_child(lambda broken=broken: read_epoch(broken))
-                thorough = in_child(lambda broken=broken: verify(broken))
-                if answer.startswith("refused"):
-                    outcomes["refused at a start"] += 1
-                elif answer == whole:
-                    outcomes["without effect"] += 1
-                elif answer.startswith("digest"):
-                    outcomes["seen only by --verify"] += 1
-                else:
-                    report.fail(f"{name}, case {case}, {victim.name}: {answer}")
-                # The manifest itself has no checksum: what it says must fit the files, its other text may differ.
-                if not thorough.startswith("refused") and (victim.name != "manifest.json" or thorough != "accepted"):
-                    report.fail(f"{name}, case {case}, {victim.name}, --verify: {thorough}")
-            figures |= outcomes
+def data_fuzz(report: Report, name: str, source: Path, count: int, folder: Path, rng: random.Random) -> None:
+    """A file of a packed set is damaged: reading it is refused, or gives what it gave before; it neither crashes nor
+    hangs. --verify must refuse it."""
+    with report.row(f"{count} damaged files ({name})") as figures:
+        whole = in_child(lambda: read_epoch(source))
+        if not whole.startswith("digest"):
+            report.fail(f"{name}, undamaged: {whole}")
+            return
+        outcomes = Counter({"refused": 0, "without effect": 0, "changed unnoticed": 0})
+        broken = folder / "broken"
+        for case in range(count):
+            shutil.rmtree(broken, ignore_errors=True)
+            shutil.copytree(source, broken)
+            victim = rng.choice(sorted(path for path in broken.iterdir() if not path.name.startswith("val")))
+            victim.write_bytes(mutate(victim.read_bytes(), rng))
+            answer = in_child(lambda: read_epoch(broken))
+            thorough = in_child(lambda: verify(broken))
+            if answer.startswith("refused"):
+                outcomes["refused"] += 1
+            elif answer == whole:
+                outcomes["without effect"] += 1
+            else:
+                unnoticed = answer.startswith("digest")
+                outcomes["changed unnoticed"] += unnoticed
+                report.fail(f"{name}, case {case}, {victim.name}: {'changed unnoticed' if unnoticed else answer}")
+            # The manifest itself has no checksum: what it says must fit the files, its other text may differ.
+            if not thorough.startswith("refused") and (victim.name != "manifest.json" or thorough != "accepted"):
+                report.fail(f"{name}, case {case}, {victim.name}, --verify: {thorough}")
+        figures |= outcomes
 
 
 ODD = (
@@ -368,12 +392,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         packed = make_data(folder)
-        if arguments.kills:
-            kills(report, arguments.kills, packed["resident"], folder, rng)
-        if arguments.data:
-            data_fuzz(report, arguments.data, packed, folder, rng)
+        for share in shares(arguments.kills, packed):
+            kills(report, *share, folder, rng)
+        for share in shares(arguments.data, packed):
+            data_fuzz(report, *share, folder, rng)
         if arguments.configs:
-            config_fuzz(report, arguments.configs, packed["resident"], folder, rng)
+            config_fuzz(report, arguments.configs, packed["resident, digits"], folder, rng)
         if arguments.epochs:
             resources(report, arguments.epochs, packed)
     print(report.table())
