@@ -138,12 +138,15 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _convolve(images: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Filter [N, C, H, W] along an axis, without padding, with a kernel [N, K] for every image."""
+    """Filter [N, C, H, W] along an axis, without padding, with a symmetric kernel [N, K], K odd, for every image."""
     count, taps = kernel.shape
     if torch.compiler.is_compiling():  # fused into one pass over the pixels; without a compiler this takes K passes
         length = images.shape[axis] - taps + 1
-        shifted = [kernel[:, k, None, None, None] * images.narrow(axis, k, length) for k in range(taps)]
-        return functools.reduce(torch.add, shifted)
+        shifted = [images.narrow(axis, k, length) for k in range(taps)]
+        weights, middle = kernel[:, :, None, None, None].unbind(dim=1), taps // 2
+        # Taps at the same distance share a weight, and a multiplication.
+        pairs = (weights[k] * (shifted[k] + shifted[-1 - k]) for k in range(middle))
+        return functools.reduce(torch.add, pairs, weights[middle] * shifted[middle])
     channels = images.shape[1]
     shape = (1, taps) if axis == 3 else (taps, 1)
     kernel = kernel[:, None].expand(-1, channels, -1).reshape(count * channels, 1, *shape)

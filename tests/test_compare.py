@@ -14,7 +14,7 @@ LEAST = ["--images", "20", "--image-size", "32", "--batch-size", "8", "--workers
 
 def compare(*arguments: object) -> subprocess.CompletedProcess:
     line = [sys.executable, "tools/compare.py", "loaders", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_loaders_are_compared_on_the_same_photographs(photographs, tmp_path):
         assert 0 < figures["low"] <= figures["images_per_second"] <= figures["high"] and figures["repeats"] == 2
     if "vssl dali" in present:
         assert list(report["ratios"]) == ["vssl dali / DALI, the same operators bare"]
-    assert report["photographs"]["count"] == 20 and report["environment"]["versions"]["torch"]
+    assert report["images"]["count"] == 20 and report["environment"]["versions"]["torch"]
     assert Image.open(tmp_path / "chart.png").width > 500
 
     images = sorted((tmp_path / "work").glob("*/images/*.jpg"))
@@ -55,9 +55,34 @@ def test_loaders_are_compared_on_the_same_photographs(photographs, tmp_path):
     assert max(Image.open(images[0]).size) == 100
 
 
+@pytest.mark.slow  # compiles
+def test_small_images_lie_in_memory_for_everybody(digits, tmp_path):
+    line = ["--packed", digits, "--images", 20, "--batch-size", 8, "--workers", 1, "--repeats", 2]
+    done = compare(*line, "--json", tmp_path / "figures.json", "--plot", tmp_path / "chart.png")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "figures.json").read_text())
+    peers = ["torchvision, BYOL's recipe"] + ["lightly, BYOLTransform"] * bool(importlib.util.find_spec("lightly"))
+    assert list(report["loaders"]) == ["vssl resident, augmented", *peers]
+    assert set(report["ratios"]) == {f"vssl resident, augmented / {peer}" for peer in peers}
+    assert report["images"] == {"count": 20, "side": 8, "dataset": "digits"}
+    assert report["loading"]["image_size"] == 8
+    assert Image.open(tmp_path / "chart.png").width > 500
+
+
+@pytest.mark.slow  # compiles
+def test_our_augmented_candidates_finish_an_epoch(photographs, tmp_path):
+    pytest.importorskip("ffcv")
+    line = ["--source", photographs, "--max-resolution", 100, *LEAST, "--work", tmp_path / "work"]
+    done = compare(*line, "--only", "vssl ffcv, augmented", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "figures.json").read_text())["loaders"]["vssl ffcv, augmented"]["low"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--packed", "configs", "--only", "vssl ffcv"], "'vssl ffcv' reads --source, not --packed"),
+        (["--packed", "configs"], "configs"),
         (["--source", "configs"], "configs: no .jpg or .jpeg files there"),
         (["--source", "configs", "--only", "mine"], "no loader 'mine'; there are vssl ffcv; vssl dali"),
     ],

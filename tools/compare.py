@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""This project side by side with its peers, in one run.
+"""This project side by side with its peers, and its methods with each other.
 
 Examples:
   python tools/compare.py loaders --source /data/imagenet/train/n01440764
   python tools/compare.py loaders --source photos --max-resolution 0 --json loaders.json --plot loaders.png
+  python tools/compare.py loaders --packed data/cifar10-resident
+  python tools/compare.py methods -c configs/cifar10_fast.yaml --seeds 0 1 2 --json methods.json --plot methods.png
 """
 
 import argparse
@@ -17,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparison import loaders
-from comparison.images import prepare_photographs
+from comparison import loaders, methods
+from comparison.images import Photographs, Pixels, open_pixels, prepare_photographs
 from pipelines.errors import UserError, run_command
 from pipelines.loader_base import worker_count
 from pipelines.types import DataConfig
@@ -32,19 +34,25 @@ def main() -> None:
 
 
 def compare_loaders(arguments: argparse.Namespace) -> None:
-    names = _choose(arguments.only or list(loaders.CANDIDATES))
-    data = DataConfig(image_size=arguments.image_size, batch_size=arguments.batch_size, workers=arguments.workers)
+    names = _choose(arguments.only, Pixels if arguments.packed else Photographs)
+    data = DataConfig(batch_size=arguments.batch_size, workers=arguments.workers)
     data = replace(data, workers=worker_count(data), drop_last=False)
-    longest = arguments.max_resolution or None
-    photographs = prepare_photographs(arguments.source, arguments.work, arguments.images, longest, data.workers)
+    if arguments.packed:
+        images = open_pixels(arguments.packed, arguments.images or 10_000)
+        described = images.describe()
+    else:
+        longest = arguments.max_resolution or None
+        images = prepare_photographs(arguments.source, arguments.work, arguments.images or 1000, longest, data.workers)
+        described = {"max_resolution": longest, **images.describe()}
+    data = replace(data, image_size=arguments.image_size or (images.side if arguments.packed else 224))
     with contextlib.ExitStack() as closing:
-        rates = loaders.measure(loaders.Setting(photographs, data, closing), names, arguments.repeats)
+        rates = loaders.measure(loaders.Setting(images, data, closing), names, arguments.repeats)
     print(loaders.summarise(rates))
     if arguments.json:
         report = {
             "command": shlex.join(["python", *sys.argv]),
             "environment": {**describe_environment(loaders.CPU, world_size=1), "lightly": _version("lightly")},
-            "photographs": {"max_resolution": longest, **photographs.describe()},
+            "images": described,
             "loading": {key: getattr(data, key) for key in ("image_size", "batch_size", "workers", "prefetch")},
             "loaders": {
                 name: {
@@ -60,21 +68,28 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
         }
         write_atomically(arguments.json, lambda file: file.write_text(json.dumps(report, indent=2) + "\n"))
     if arguments.plot:
-        title = f"{arguments.images:,} photographs, {data.image_size} pixels a view, {data.workers} workers"
+        title = f"{described['count']:,} images, {data.image_size} pixels a view, {data.workers} workers"
         write_atomically(arguments.plot, lambda file: loaders.draw(rates, title, file))
 
 
-def _choose(names: list[str]) -> list[str]:
-    """Those that are installed; one line for each that is not."""
+def _choose(names: list[str] | None, kind: type) -> list[str]:
+    """Those named, or all that read such images, as far as they are installed; one line for each that is not."""
     chosen = []
-    for name in names:
+    for name in names or [name for name, candidate in loaders.CANDIDATES.items() if kind in candidate.reads]:
         if name not in loaders.CANDIDATES:
             raise UserError(f"no loader {name!r}; there are {'; '.join(loaders.CANDIDATES)}")
-        if loaders.CANDIDATES[name].installed():
+        candidate = loaders.CANDIDATES[name]
+        if kind not in candidate.reads:
+            raise UserError(f"{name!r} reads {' or '.join(map(_option, candidate.reads))}, not {_option(kind)}")
+        if candidate.installed():
             chosen.append(name)
         else:
             print(f"left out: {name}; pip install -r requirements.txt -r requirements-compare.txt -c constraints.txt")
     return chosen
+
+
+def _option(kind: type) -> str:
+    return {Photographs: "--source", Pixels: "--packed"}[kind]
 
 
 def _version(package: str) -> str | None:
@@ -95,17 +110,42 @@ def _parse() -> argparse.Namespace:
     )
     by_loader.set_defaults(compare=compare_loaders)
     add = by_loader.add_argument
-    add("--source", required=True, type=Path, metavar="DIR", help="JPEG files, in folders or not; repeated as needed")
+    images = by_loader.add_mutually_exclusive_group(required=True)
+    images.add_argument("--source", type=Path, metavar="DIR", help="JPEG files, in folders or not; repeated as needed")
+    images.add_argument("--packed", type=Path, metavar="DIR", help="small images, packed with --format resident")
     add("--work", type=Path, default=Path("data/compare"), metavar="DIR", help="keeps them; default: data/compare")
-    add("--images", type=_whole(1), default=1000, metavar="N", help="an epoch; default: 1000")
+    add("--images", type=_whole(1), metavar="N", help="an epoch; default: 1000, packed: 10000 or all there are")
     add("--max-resolution", type=_whole(0), default=400, metavar="N", help="longest side; 0: as they are; default: 400")
-    add("--image-size", type=_whole(1), default=224, metavar="N", help="side of a view; default: 224")
+    add("--image-size", type=_whole(1), metavar="N", help="side of a view; default: 224, packed: that of the images")
     add("--batch-size", type=_whole(1), default=128, metavar="N", help="default: 128")
     add("--workers", type=_whole(0), default=0, metavar="N", help="threads or processes of each; default: all cores")
     add("--repeats", type=_whole(1), default=5, metavar="N", help="epochs measured of each, in turn; default: 5")
     add("--only", nargs="+", metavar="LOADER", help=f"some of: {'; '.join(loaders.CANDIDATES)}".replace("%", "%%"))
     add("--json", type=Path, metavar="FILE", help="write the figures")
     add("--plot", type=Path, metavar="FILE.png", help="write a bar chart")
+
+    by_method = what.add_parser(
+        "methods",
+        help="the methods with each other: accuracies, images a second, memory",
+        description=methods.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    by_method.set_defaults(compare=methods.compare_methods)
+    add = by_method.add_argument
+    add("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    add("overrides", nargs="*", metavar="key=value", help="for every arm, e.g. data.limit=20000 train.epochs=10")
+    add("--seeds", nargs="+", type=_whole(0), default=[0], metavar="N", help="of every arm; default: 0")
+    add(
+        "--arm",
+        action="append",
+        metavar="'NAME key=value ...'",
+        help="repeatable; default: the three methods",
+    )
+    add("--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="keeps the runs; default: runs/compare")
+    add("--repeats", type=_whole(0), default=5, metavar="N", help="blocks of images/s, 0: none; default: 5")
+    add("--seconds", type=float, default=5.0, metavar="S", help="a block lasts; default: 5")
+    add("--json", type=Path, metavar="FILE", help="write the figures")
+    add("--plot", type=Path, metavar="FILE.png", help="draw them")
     return parser.parse_args()
 
 

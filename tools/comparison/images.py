@@ -1,4 +1,4 @@
-"""The same photographs for every loader: as files, as a .beton, as shards."""
+"""The same images for every loader: photographs as files, as a .beton, as shards; small images as an array."""
 
 import hashlib
 import shutil
@@ -10,7 +10,7 @@ from pipelines.errors import UserError
 from pipelines.images import DEFAULT_QUALITY, ImageError, Recipe, prepare
 from pipelines.packed import MANIFEST, Packed, open_packed
 
-__all__ = ["Photographs", "prepare_photographs"]
+__all__ = ["Photographs", "Pixels", "open_pixels", "prepare_photographs"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,32 @@ class Photographs:
         """Plain values for a report."""
         megabytes = sum(file.stat().st_size for file in self.files) / 1e6
         return {"count": len(self.files), "mean_kilobytes": round(1e3 * megabytes / len(self.files), 1)}
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The first ``count`` training images of a packed data set of format resident."""
+
+    packed: Packed
+    count: int
+
+    @property
+    def side(self) -> int:
+        """Of the longest image, in pixels."""
+        split = self.packed.splits["train"]
+        return max(split.max_height, split.max_width)
+
+    def describe(self) -> dict:
+        """Plain values for a report."""
+        return {"count": self.count, "side": self.side, "dataset": self.packed.dataset}
+
+
+def open_pixels(dir: Path, count: int) -> Pixels:
+    """At most ``count`` images. Raises UserError for a data set of another format."""
+    packed = open_packed(dir)
+    if packed.format != "resident":
+        raise UserError(f"{dir} has format {packed.format}: pack the images with --format resident")
+    return Pixels(packed, min(count, packed.splits["train"].count))
 
 
 def prepare_photographs(source: Path, work: Path, count: int, max_resolution: int | None, workers: int) -> Photographs:

@@ -1,12 +1,16 @@
-"""Loaders side by side on the same photographs: images a second on a CPU, a whole epoch of each in turn.
+"""Loaders side by side on the same images: images a second on a CPU, a whole epoch of each in turn.
 
 Three tasks. *crops*: two random resized crops of each image, uint8, nothing else. *views*: the two augmented views of
-BYOL's recipe, normalised. *whole*: every image decoded, none cropped.
+BYOL's recipe, normalised; without blur below 64 pixels, as usual there. *whole*: every image decoded, none cropped.
+Photographs (--source) are decoded by all; small images (--packed) lie in memory as pixels for all.
 """
 
 import contextlib
+import ctypes
 import importlib.util
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +22,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2 as transforms
 
-from comparison.images import Photographs
+from comparison.images import Photographs, Pixels
 from pipelines.augment import Augment, pixel_boxes
 from pipelines.build import build_loader
 from pipelines.packed import Packed
-from pipelines.readers import open_reader
-from pipelines.types import AugmentConfig, DataConfig, Loader
+from pipelines.readers import Reader, open_reader
+from pipelines.types import AugmentConfig, Batch, DataConfig, Loader
 from vssl.throughput import Rate, Timer
 from vssl.throughput.decoding import JpegDecoder
 
 __all__ = ["CANDIDATES", "CPU", "Candidate", "Setting", "draw", "measure", "ratios_of", "summarise"]
 
-RECIPE = AugmentConfig(blur=(1.0, 0.1))
 CPU = torch.device("cpu")
 
 Epoch = Callable[[], int]  # load every image once; returns how many
@@ -37,9 +40,14 @@ Epoch = Callable[[], int]  # load every image once; returns how many
 
 @dataclass(frozen=True)
 class Setting:
-    photographs: Photographs
+    images: Photographs | Pixels
     data: DataConfig  # image_size, batch_size and workers hold for everybody
     closing: contextlib.ExitStack
+
+    @property
+    def recipe(self) -> AugmentConfig:
+        """BYOL's (arXiv 2006.07733, appendix B)."""
+        return AugmentConfig(blur=(0.0, 0.0) if self.data.image_size < 64 else (1.0, 0.1))
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Candidate:
     task: str  # crops | views | whole
     build: Callable[[Setting], Epoch]
     needs: str = ""  # module that must be installed
+    reads: tuple[type, ...] = (Photographs,)
 
     def installed(self) -> bool:
         return not self.needs or importlib.util.find_spec(self.needs) is not None
@@ -54,8 +63,22 @@ class Candidate:
 
 def measure(setting: Setting, names: list[str], repeats: int) -> dict[str, Rate]:
     """Time epochs of the candidates named, one of each in turn, after one of each to warm up."""
+    _keep_freed_memory()
     epochs = {name: CANDIDATES[name].build(setting) for name in names}
     return Timer(CPU, repeats, seconds=1e-9).rates(epochs)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep memory that is freed, here and in worker processes yet to start.
+
+    By default glibc returns large blocks at once, and the kernel clears new ones page by page, which takes longer than
+    what is computed in them: for augmentation at 224 pixels more than half of the time.
+    """
+    most = 2**31 - 1
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(most)}
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, most)  # M_TRIM_THRESHOLD
 
 
 def summarise(rates: dict[str, Rate]) -> str:
@@ -113,24 +136,28 @@ def _ours(kind: str, **changes: Any) -> Callable[[Setting], Epoch]:
 
 
 def _ours_augmented(kind: str) -> Callable[[Setting], Epoch]:
-    """The loader, and the augmentation on the CPU."""
+    """The loader, and the augmentation on the CPU: compiled, which the epochs that warm up wait for."""
 
     def build(setting: Setting) -> Epoch:
-        loader, augment = _open(setting, kind), Augment(RECIPE, setting.data.image_size)
-        return _epochs_of(
-            loader,
-            lambda batch: augment.apply(
-                batch.pixels, augment.sample_params(0, loader.state_dict()["epoch"], batch.index, batch.size)
-            ),
-        )
+        loader, augment = _open(setting, kind), Augment(setting.recipe, setting.data.image_size)
+        apply = torch.compile(augment.apply, fullgraph=True, dynamic=False)
+
+        def work(batch: Batch) -> None:
+            apply(batch.pixels, augment.sample_params(0, loader.state_dict()["epoch"], batch.index, batch.size))
+
+        return _epochs_of(loader, work)
 
     return build
 
 
 def _open(setting: Setting, kind: str, **changes: Any) -> Loader:
-    packed = setting.photographs.dali if kind == "dali" else setting.photographs.ffcv
+    images = setting.images
+    if isinstance(images, Pixels):
+        packed, changes = images.packed, changes | {"limit": images.count}
+    else:
+        packed = images.dali if kind == "dali" else images.ffcv
     data = replace(setting.data, loader=kind, canvas=_longest(packed), **changes)
-    loader = build_loader(data, RECIPE, packed, "train", train=True, seed=0, device=CPU)
+    loader = build_loader(data, setting.recipe, packed, "train", train=True, seed=0, device=CPU)
     setting.closing.callback(loader.close)
     return loader
 
@@ -160,10 +187,10 @@ def _bare_dali(setting: Setting) -> Epoch:
     from nvidia.dali import Pipeline, fn, types
 
     data = setting.data
-    reader = open_reader(setting.photographs.dali, "train")
+    reader = open_reader(setting.images.dali, "train")
     index = np.random.default_rng(0).permutation(len(reader.labels))
     size = torch.from_numpy(reader.sizes[index])
-    params = Augment(RECIPE, data.image_size).sample_params(0, 0, torch.from_numpy(index), size)
+    params = Augment(setting.recipe, data.image_size).sample_params(0, 0, torch.from_numpy(index), size)
     boxes = pixel_boxes(params.crop, size).int().numpy()
     batches = []
     for start in range(0, len(index), data.batch_size):
@@ -193,12 +220,28 @@ def _bare_dali(setting: Setting) -> Epoch:
 
 
 def _bare_libjpeg(setting: Setting) -> Epoch:
-    data, packed = setting.data, setting.photographs.ffcv
+    data, packed = setting.data, setting.images.ffcv
     decoder = JpegDecoder(packed.dir / "train.beton", data.workers)
     setting.closing.callback(decoder.close)
     order = np.random.default_rng(0).permutation(packed.splits["train"].count)
     batches = [order[at : at + data.batch_size] for at in range(0, len(order), data.batch_size)]
     return lambda: sum(decoder.batches([(index, np.ones_like(index)) for index in batches], data.prefetch))
+
+
+def _bare_planes(setting: Setting) -> Epoch:
+    """libjpeg-turbo without the last step to RGB: half the bytes, for a device that would do the rest."""
+    from turbojpeg import TurboJPEG
+
+    decoder, files = TurboJPEG(), [file.read_bytes() for file in setting.images.files]
+    pool = setting.closing.enter_context(ThreadPoolExecutor(setting.data.workers))
+
+    def decode(share: list[bytes]) -> int:
+        for data in share:
+            decoder.decode_to_yuv_planes(data)
+        return len(share)
+
+    shares = [files[at : at + setting.data.batch_size] for at in range(0, len(files), setting.data.batch_size)]
+    return lambda: sum(pool.map(decode, shares))
 
 
 # Peers
@@ -219,7 +262,7 @@ def _upstream_ffcv(setting: Setting) -> Epoch:
         for number in (1, 2)
     }
     loader = Loader(
-        str(setting.photographs.ffcv.dir / "train.beton"),
+        str(setting.images.ffcv.dir / "train.beton"),
         batch_size=data.batch_size,
         num_workers=data.workers,
         os_cache=True,
@@ -230,17 +273,17 @@ def _upstream_ffcv(setting: Setting) -> Epoch:
     return lambda: sum(len(first) for first, _ in loader)
 
 
-class _Files(Dataset):
-    """What ``read`` and ``transform`` make of each file."""
+class _Images(Dataset):
+    """What ``transform`` makes of each image, as ``read`` gives it."""
 
-    def __init__(self, files: list[Path], read: Callable[[str], Any], transform: Callable[[Any], Any]) -> None:
-        self._files, self._read, self._transform = list(map(str, files)), read, transform
+    def __init__(self, items: list, read: Callable[[Any], Any], transform: Callable[[Any], Any]) -> None:
+        self._items, self._read, self._transform = items, read, transform
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._items)
 
     def __getitem__(self, index: int) -> Any:
-        return self._transform(self._read(self._files[index]))
+        return self._transform(self._read(self._items[index]))
 
 
 class _Twice:
@@ -257,6 +300,16 @@ def read_pil(file: str) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
+class _PixelsAsPIL:
+    """An image of an array, as torchvision's CIFAR data sets give it."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __call__(self, index: int) -> Image.Image:
+        return Image.fromarray(self._reader.image(index))
+
+
 def read_tensor(file: str) -> torch.Tensor:
     return decode_image(file, ImageReadMode.RGB)
 
@@ -265,45 +318,52 @@ def _torchvision_crops(read: Callable) -> Callable[[Setting], Epoch]:
     def build(setting: Setting) -> Epoch:
         crop = transforms.RandomResizedCrop(setting.data.image_size, antialias=True)
         view = transforms.Compose([crop, transforms.PILToTensor()]) if read is read_pil else crop
-        return _data_loader(setting, read, _Twice(view, view))
+        return _data_loader(setting, _Images(list(map(str, setting.images.files)), read, _Twice(view, view)))
 
     return build
 
 
 def _torchvision_views(setting: Setting) -> Epoch:
-    """BYOL's recipe (arXiv 2006.07733, appendix B), as RECIPE has it."""
-    size = setting.data.image_size
+    size, recipe = setting.data.image_size, setting.recipe
 
     def view(blur: float, solarize: float) -> Callable:
-        jitter = transforms.ColorJitter(RECIPE.brightness, RECIPE.contrast, RECIPE.saturation, RECIPE.hue)
+        jitter = transforms.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+        blurring = transforms.RandomApply([transforms.GaussianBlur(size // 10 | 1, recipe.blur_sigma)], blur)
         return transforms.Compose(
             [
-                transforms.RandomResizedCrop(size, scale=RECIPE.scale, antialias=True),
-                transforms.RandomHorizontalFlip(RECIPE.flip),
-                transforms.RandomApply([jitter], RECIPE.jitter),
-                transforms.RandomGrayscale(RECIPE.grey),
-                transforms.RandomApply([transforms.GaussianBlur(size // 10 | 1, RECIPE.blur_sigma)], blur),
+                transforms.RandomResizedCrop(size, scale=recipe.scale, antialias=True),
+                transforms.RandomHorizontalFlip(recipe.flip),
+                transforms.RandomApply([jitter], recipe.jitter),
+                transforms.RandomGrayscale(recipe.grey),
+                *([blurring] if blur > 0 else []),
                 transforms.RandomSolarize(128, solarize),
                 transforms.PILToTensor(),
                 transforms.ToDtype(torch.float32, scale=True),
-                transforms.Normalize(RECIPE.mean, RECIPE.std),
+                transforms.Normalize(recipe.mean, recipe.std),
             ]
         )
 
-    return _data_loader(setting, read_pil, _Twice(*map(view, RECIPE.blur, RECIPE.solarize)))
+    return _data_loader(setting, _as_pil(setting, _Twice(*map(view, recipe.blur, recipe.solarize))))
 
 
 def _lightly_views(setting: Setting) -> Epoch:
     from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 
-    size = setting.data.image_size
-    transform = BYOLTransform(BYOLView1Transform(input_size=size), BYOLView2Transform(input_size=size))
-    return _data_loader(setting, read_pil, transform)
+    size, (first, second) = setting.data.image_size, setting.recipe.blur
+    views = BYOLView1Transform(size, gaussian_blur=first), BYOLView2Transform(size, gaussian_blur=second)
+    return _data_loader(setting, _as_pil(setting, BYOLTransform(*views)))
 
 
-def _data_loader(setting: Setting, read: Callable, transform: Callable) -> Epoch:
+def _as_pil(setting: Setting, transform: Callable) -> _Images:
+    images = setting.images
+    if isinstance(images, Pixels):
+        return _Images(list(range(images.count)), _PixelsAsPIL(open_reader(images.packed, "train")), transform)
+    return _Images(list(map(str, images.files)), read_pil, transform)
+
+
+def _data_loader(setting: Setting, images: _Images) -> Epoch:
     loader = DataLoader(
-        _Files(setting.photographs.files, read, transform),
+        images,
         batch_size=setting.data.batch_size,
         shuffle=True,
         num_workers=setting.data.workers,
@@ -323,10 +383,12 @@ CANDIDATES = {
     "torchvision, PIL": Candidate("crops", _torchvision_crops(read_pil)),
     "vssl ffcv, augmented": Candidate("views", _ours_augmented("ffcv"), "ffcv"),
     "vssl dali, augmented": Candidate("views", _ours_augmented("dali"), "nvidia"),
-    "torchvision, BYOL's recipe": Candidate("views", _torchvision_views),
-    "lightly, BYOLTransform": Candidate("views", _lightly_views, "lightly"),
+    "vssl resident, augmented": Candidate("views", _ours_augmented("resident"), reads=(Pixels,)),
+    "torchvision, BYOL's recipe": Candidate("views", _torchvision_views, reads=(Photographs, Pixels)),
+    "lightly, BYOLTransform": Candidate("views", _lightly_views, "lightly", reads=(Photographs, Pixels)),
     "vssl ffcv, whole images": Candidate("whole", _ours("ffcv", crops="device"), "ffcv"),
     "libjpeg-turbo alone": Candidate("whole", _bare_libjpeg, "ffcv"),
+    "libjpeg-turbo, planes of YCbCr": Candidate("whole", _bare_planes, "turbojpeg"),
 }
 
 # Ours, and what it is held against.
@@ -336,4 +398,6 @@ RATIOS = [
     ("vssl ffcv, whole images", "libjpeg-turbo alone"),
     ("vssl ffcv, augmented", "lightly, BYOLTransform"),
     ("vssl ffcv, augmented", "torchvision, BYOL's recipe"),
+    ("vssl resident, augmented", "lightly, BYOLTransform"),
+    ("vssl resident, augmented", "torchvision, BYOL's recipe"),
 ]
