@@ -96,6 +96,8 @@ def test_the_program_writes_every_figure(config, tmp_path):
         "network",
         "optimizer_and_ema",
     }
+    step, update = report["stages"]["step"]["milliseconds"], report["step_milliseconds"]["optimizer_and_ema"]
+    assert report["update_share"] == pytest.approx(update / step)
     assert report["config"]["data"]["batch_size"] == 64
     assert report["environment"]["hardware"]["cores"] >= 1
     assert "tools/throughput.py" in report["command"]
@@ -209,3 +211,13 @@ def test_a_rate_is_the_work_over_the_time(monkeypatch):
     assert (rate.per_second, rate.low, rate.high, rate.repeats) == (10, 10, 10, 3)
     assert rate.milliseconds == 1000
     assert math.isfinite(rate.cpu_cores)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("format", "module"), [("resident", "torch"), ("ffcv", "ffcv"), ("dali", "nvidia.dali")])
+def test_what_is_decoded_on_the_host_is_copied(config, tmp_path, format, module):
+    pytest.importorskip(module)
+    data = pack_noise(tmp_path, format, side=32, count=16)
+    report = measured(config(f"data.dir={data}", "data.batch_size=8", "data.limit=0", "train.device=cuda"))
+    assert ("copy" in report["stages"]) == ("copy" in report["floors"]) == (format == "ffcv")

@@ -76,8 +76,8 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
     def arguments(config: str, data: Path) -> tuple[str, ...]:
         return "-c", f"configs/{config}.yaml", f"data.dir={data}", *tiny
 
-    def throughput(name: str, config: str, data: Path, module: str = "") -> Step:
-        command = ("tools/throughput.py", *arguments(config, data), *measure, "--json", "{json}")
+    def throughput(name: str, config: str, data: Path, module: str = "", *keys: str) -> Step:
+        command = ("tools/throughput.py", *arguments(config, data), *keys, *measure, "--json", "{json}")
         return Step(f"throughput-{name}", (command,), data, module)
 
     def step(name: str, config: str, data: Path, module: str = "") -> Step:
@@ -98,6 +98,7 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
         throughput("cifar10-again", "cifar10_fast", c10),
         throughput("in100", "in100_fast", in100, "ffcv"),
         throughput("in100-dali", "in100_fast", dali, "nvidia.dali"),
+        throughput("in100-dali-crops", "in100_fast", dali, "nvidia.dali", "data.crops=loader"),
         step("32", "cifar10_fast", c10),
         step("224", "in100_fast", in100, "ffcv"),
         *(training(method) for method in METHODS),

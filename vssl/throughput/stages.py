@@ -106,6 +106,7 @@ class Throughput:
             "model_flop_utilisation": stages["step"].per_second / floors["arithmetic"],
             "step_milliseconds": split,
             "augment_share": stages["step"].per_second / stages["augment"].per_second,
+            "update_share": split["optimizer_and_ema"] / stages["step"].milliseconds,
             "compiled": self.step.compiled,
             "preparation_seconds": preparation,
             "memory": memory,

@@ -1,0 +1,47 @@
+"""The step is compiled once: whatever changes from step to step reaches it as a tensor."""
+
+import copy
+import functools
+
+import pytest
+import torch
+
+from vssl.engine import Trainer
+from vssl.engine.compilation import compile_step
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Whether to compile again is decided before any code is generated, and generating it would take long."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("objective", ["vssl", "byol"])
+def test_after_the_first_batch_nothing_is_compiled_again(config, backend, objective):
+    trainer = Trainer(config(f"objective.name={objective}", "data.limit=96", "data.workers=1"))
+    step, loader = trainer.train_step, trainer.loader
+    assert compile_step(step, next(iter(loader)))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs >= 2  # the augmentation; forward with loss
+
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)
+            for number, batch in enumerate(loader):
+                if (epoch, number) == (1, 1):
+                    saved = copy.deepcopy((loader.state_dict(), step.state_dict()))
+                step.set_schedule(epoch, 0.01 * number, 0.1 / (1 + epoch), 0.99 + 0.001 * number)
+                step(batch)
+        loader.load_state_dict(saved[0])
+        step.load_state_dict(saved[1])
+        for batch in loader:
+            step.set_schedule(7, 0.003, 0.0, 1.0)
+            step(batch)
+        step.metrics.read()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+        with pytest.raises(torch._dynamo.exc.RecompileError):
+            step(type(batch)(*(part[:-1] for part in batch)))
