@@ -9,6 +9,7 @@ from pipelines.colour import Planes, colour_jitter, gaussian_blur, rgb_to_graysc
 from pipelines.counter import uniform
 from pipelines.crop import CROP_DRAWS, centre_boxes, crop_resize, pixel_boxes, sample_crops
 from pipelines.errors import UserError
+from pipelines.threads import single_thread
 from pipelines.types import AugmentConfig
 
 __all__ = ["Augment", "ViewParams", "pixel_boxes"]
@@ -59,6 +60,7 @@ class Augment:
         self.config = config
         self.image_size = image_size
 
+    @single_thread()
     def sample_params(self, seed: Tensor | int, epoch: Tensor | int, index: Tensor, size: Tensor) -> ViewParams:
         """Draw the parameters of both views; those of an image depend on nothing but its own arguments.
 
@@ -153,7 +155,7 @@ class Augment:
         images, batch = torch.stack(planes, dim=1), len(sigma)
         start, stop = (0 if self.config.blur[0] > 0 else 1), (2 if self.config.blur[1] > 0 else 1)
         rows = slice(start * batch, stop * batch)
-        blurred = gaussian_blur(images[rows], sigma[:, start:stop].T.flatten())
+        blurred = gaussian_blur(images[rows], sigma[:, start:stop].T.flatten(), largest=self.config.blur_sigma[1])
         return torch.cat([images[: rows.start], blurred, images[rows.stop :]]).unbind(dim=1)
 
     def _normalise(self, planes: Planes) -> Tensor:

@@ -6,6 +6,7 @@ gives what its namesake in ``torchvision.transforms.v2.functional`` gives for fl
 """
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -116,18 +117,19 @@ def solarize(planes: Planes, chosen: Tensor) -> Planes:
     return tuple(torch.where(chosen & (plane >= _SOLARIZE_THRESHOLD), 1 - plane, plane) for plane in planes)
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> Tensor:
     """Blur with a kernel of about a tenth of the side (23 pixels at 224, 3 at 32), the borders reflected.
 
     Args:
         images: float32 [N, C, S, S].
         sigma: [N] in pixels; images with 0 stay as they are.
+        largest: that sigma may be. The kernel is no wider than four of it to each side: all but 6e-5 of its weight.
 
     Returns:
         float32 [N, C, S, S].
     """
     side = images.shape[-1]
-    radius = min(max(1, side // 20), side - 1)
+    radius = min(max(1, math.ceil(min(side // 20, 4 * largest))), side - 1)
     offset = torch.arange(-radius, radius + 1, device=images.device)
     # Of a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
     kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)

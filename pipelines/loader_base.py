@@ -1,7 +1,6 @@
 """What all loaders share: order and state, the canvas, the way to the device."""
 
 import contextlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 
@@ -15,7 +14,7 @@ from pipelines.readers import open_reader
 from pipelines.sampler import Sampler
 from pipelines.types import Batch, DataConfig
 
-__all__ = ["BaseLoader", "each_sample", "fit_canvas", "single_thread", "worker_count"]
+__all__ = ["BaseLoader", "each_sample", "fit_canvas"]
 
 
 class BaseLoader(ABC):
@@ -136,22 +135,3 @@ def each_sample(index: np.ndarray, work: Callable[[int, int], None]) -> None:
             raise
         except Exception as error:
             raise RuntimeError(f"sample {sample}: {error}") from error
-
-
-@contextlib.contextmanager
-def single_thread() -> Generator[None]:
-    """Let torch compute on the calling thread alone: beside busy decoders, waiting for others costs a small tensor far
-    more than they save. May decorate a function.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def worker_count(data: DataConfig) -> int:
-    """``data.workers``, or this rank's share of the cores that the process may use."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return data.workers or max(1, cores)

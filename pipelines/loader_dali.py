@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipelines.augment import pixel_boxes
 from pipelines.errors import UserError
-from pipelines.loader_base import BaseLoader, fit_canvas, single_thread, worker_count
+from pipelines.loader_base import BaseLoader, fit_canvas
+from pipelines.threads import single_thread, worker_count
 from pipelines.types import Batch
 
 if TYPE_CHECKING:

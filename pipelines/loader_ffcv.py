@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.augment import pixel_boxes
-from pipelines.loader_base import BaseLoader, each_sample, fit_canvas, single_thread, worker_count
+from pipelines.loader_base import BaseLoader, each_sample, fit_canvas
 from pipelines.prefetch import BufferPool, run_ahead
+from pipelines.threads import single_thread, worker_count
 from pipelines.types import Batch
 
 __all__ = ["FfcvLoader"]

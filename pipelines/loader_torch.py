@@ -13,9 +13,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from pipelines.augment import Augment, pixel_boxes
-from pipelines.loader_base import BaseLoader, each_sample, fit_canvas, worker_count
+from pipelines.loader_base import BaseLoader, each_sample, fit_canvas
 from pipelines.readers import Reader
 from pipelines.sampler import Sampler
+from pipelines.threads import worker_count
 from pipelines.types import Batch
 
 __all__ = ["TorchLoader"]

@@ -181,6 +181,7 @@ class ShardReader:
 
 
 def _import_imdecode(path: Path) -> Callable[..., int]:
+    threads = torch.get_num_threads()
     try:
         from ffcv.libffcv import ctypes_imdecode
     except (ImportError, OSError) as error:
@@ -188,6 +189,8 @@ def _import_imdecode(path: Path) -> Callable[..., int]:
             f"{path}: reading its JPEGs needs ffcv, which cannot be imported ({error}): install the requirements, "
             "or pack the data again with --format resident"
         ) from error
+    finally:
+        torch.set_num_threads(threads)  # importing ffcv makes it 1
     return ctypes_imdecode
 
 

@@ -131,6 +131,18 @@ def test_blur(side: int, kernel: int) -> None:
     check(gaussian_blur(images, sigma), expected)
 
 
+def test_a_kernel_cut_at_four_sigma_gives_what_the_whole_one_gives() -> None:
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.5, 2.0])
+    torch.testing.assert_close(
+        gaussian_blur(images, sigma, largest=2.0), gaussian_blur(images, sigma), rtol=0, atol=5e-5
+    )
+    edge = torch.zeros(1, 3, 224, 224)
+    edge[..., 112:] = 1
+    whole, cut = gaussian_blur(edge, sigma[1:]), gaussian_blur(edge, sigma[1:], largest=2.0)
+    assert 0 < (whole - cut).abs().max() < 6.4e-5  # weight beyond 8.5 pixels of a normal law of sigma 2
+
+
 def test_no_blur_is_exact() -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     blurred = gaussian_blur(images, torch.tensor([0.0, 1.0]))

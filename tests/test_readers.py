@@ -1,6 +1,7 @@
 """Readers: random access to what was packed, whatever the format."""
 
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -27,6 +28,20 @@ def test_readers_give_what_was_packed(folders, packed):
             np.testing.assert_array_equal(reader.image(index), np.asarray(Image.open(path)))
         reader.close()
         reader.close()
+
+
+def test_opening_jpegs_leaves_torch_its_threads(packed):
+    program = """
+import sys, torch
+from pipelines.packed import open_packed
+from pipelines.readers import open_reader
+torch.set_num_threads(3)
+open_reader(open_packed(sys.argv[1]), "train")
+print(torch.get_num_threads())
+"""
+    command = [sys.executable, "-c", program, str(packed("photographs", "ffcv").dir)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr
 
 
 @pytest.mark.parametrize("form", ["ffcv", "dali"])

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comparison import loaders, methods
 from comparison.images import Photographs, Pixels, open_pixels, prepare_photographs
 from pipelines.errors import UserError, run_command
-from pipelines.loader_base import worker_count
+from pipelines.threads import worker_count
 from pipelines.types import DataConfig
 from vssl.checkpoint import write_atomically
 from vssl.engine.environment import describe_environment

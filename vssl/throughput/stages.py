@@ -15,11 +15,11 @@ from pipelines.augment import Augment
 from pipelines.build import build_loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.format_ffcv import read_table
-from pipelines.loader_base import worker_count
 from pipelines.loader_dali import DaliLoader
 from pipelines.loader_ffcv import FfcvLoader
 from pipelines.loader_resident import ResidentLoader
 from pipelines.packed import open_packed
+from pipelines.threads import worker_count
 from pipelines.types import Batch
 from vssl.config import Config, to_dict
 from vssl.engine import build_step, prepare_step
