@@ -9,7 +9,6 @@ Examples:
 """
 
 import argparse
-import contextlib
 import json
 import shlex
 import sys
@@ -45,8 +44,7 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
         images = prepare_photographs(arguments.source, arguments.work, arguments.images or 1000, longest, data.workers)
         described = {"max_resolution": longest, **images.describe()}
     data = replace(data, image_size=arguments.image_size or (images.side if arguments.packed else 224))
-    with contextlib.ExitStack() as closing:
-        rates = loaders.measure(loaders.Setting(images, data, closing), names, arguments.repeats)
+    rates = loaders.measure(images, data, names, arguments.repeats)
     print(loaders.summarise(rates))
     if arguments.json:
         report = {

@@ -34,6 +34,7 @@ from vssl.throughput.decoding import JpegDecoder
 __all__ = ["CANDIDATES", "CPU", "Candidate", "Setting", "draw", "measure", "ratios_of", "summarise"]
 
 CPU = torch.device("cpu")
+TASKS = {"crops": "two crops", "whole": "whole images", "views": "two augmented views"}
 
 Epoch = Callable[[], int]  # load every image once; returns how many
 
@@ -52,7 +53,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Candidate:
-    task: str  # crops | views | whole
+    task: str  # one of TASKS
     build: Callable[[Setting], Epoch]
     needs: str = ""  # module that must be installed
     reads: tuple[type, ...] = (Photographs,)
@@ -61,11 +62,17 @@ class Candidate:
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
-def measure(setting: Setting, names: list[str], repeats: int) -> dict[str, Rate]:
-    """Time epochs of the candidates named, one of each in turn, after one of each to warm up."""
-    _keep_freed_memory()
-    epochs = {name: CANDIDATES[name].build(setting) for name in names}
-    return Timer(CPU, repeats, seconds=1e-9).rates(epochs)
+def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], repeats: int) -> dict[str, Rate]:
+    """Time epochs of the candidates named, task by task: of a task's one of each in turn, after one of each to warm up."""
+    rates = {}
+    for task in TASKS:
+        if task == "views":
+            _keep_freed_memory()
+        with contextlib.ExitStack() as closing:
+            setting = Setting(images, data, closing)
+            epochs = {name: CANDIDATES[name].build(setting) for name in names if CANDIDATES[name].task == task}
+            rates |= Timer(CPU, repeats, seconds=1e-9).rates(epochs)
+    return rates
 
 
 def _keep_freed_memory() -> None:
@@ -107,8 +114,7 @@ def draw(rates: dict[str, Rate], title: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = {"crops": "two crops", "views": "two augmented views", "whole": "whole images"}
-    used = [task for task in tasks if any(CANDIDATES[name].task == task for name in rates)]
+    used = [task for task in TASKS if any(CANDIDATES[name].task == task for name in rates)]
     groups = [{name: rate for name, rate in rates.items() if CANDIDATES[name].task == task} for task in used]
     figure = pyplot.figure(figsize=(9, 1.5 + 0.4 * len(rates)), layout="constrained")
     axes = figure.subplots(len(used), squeeze=False, height_ratios=list(map(len, groups)))[:, 0]
@@ -120,7 +126,7 @@ def draw(rates: dict[str, Rate], title: str, path: Path) -> None:
         axis.bar_label(bars, [f" {median:,.0f}" for median in medians])
         axis.invert_yaxis()
         axis.margins(x=0.15)
-        axis.set_title(tasks[task], loc="left", fontsize=10)
+        axis.set_title(TASKS[task], loc="left", fontsize=10)
     axes[-1].set_xlabel("source images a second")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110, format="png")
