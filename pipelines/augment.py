@@ -1,5 +1,6 @@
 """Two views of every image: what is random is drawn first, by counter; applying it is a pure function of tensors."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,6 @@ from pipelines.colour import Planes, colour_jitter, gaussian_blur, rgb_to_graysc
 from pipelines.counter import uniform
 from pipelines.crop import CROP_DRAWS, centre_boxes, crop_resize, pixel_boxes, sample_crops
 from pipelines.errors import UserError
-from pipelines.threads import single_thread
 from pipelines.types import AugmentConfig
 
 __all__ = ["Augment", "ViewParams", "pixel_boxes"]
@@ -60,7 +60,6 @@ class Augment:
         self.config = config
         self.image_size = image_size
 
-    @single_thread()
     def sample_params(self, seed: Tensor | int, epoch: Tensor | int, index: Tensor, size: Tensor) -> ViewParams:
         """Draw the parameters of both views; those of an image depend on nothing but its own arguments.
 
@@ -152,11 +151,21 @@ class Augment:
 
     def _blur(self, planes: Planes, sigma: Tensor) -> Planes:
         """Blur the views that the recipe blurs at all."""
-        images, batch = torch.stack(planes, dim=1), len(sigma)
-        start, stop = (0 if self.config.blur[0] > 0 else 1), (2 if self.config.blur[1] > 0 else 1)
-        rows = slice(start * batch, stop * batch)
-        blurred = gaussian_blur(images[rows], sigma[:, start:stop].T.flatten(), largest=self.config.blur_sigma[1])
-        return torch.cat([images[: rows.start], blurred, images[rows.stop :]]).unbind(dim=1)
+        views = zip(torch.stack(planes, dim=1).chunk(2), sigma.unbind(dim=1), self.config.blur, strict=True)
+        return torch.cat([self._blur_view(*view) if view[2] > 0 else view[0] for view in views]).unbind(dim=1)
+
+    def _blur_view(self, images: Tensor, sigma: Tensor, share: float) -> Tensor:
+        """Blur those of images [B, 3, S, S] whose sigma [B] is not 0, a ``share`` of them on the average.
+
+        As many are blurred as suffice but once in 1e12 batches; then those of the least sigma would stay as they are.
+        """
+        room, largest = _room(len(images), share), self.config.blur_sigma[1]
+        if room == len(images):
+            return gaussian_blur(images, sigma, largest)
+        order = sigma.argsort(descending=True)
+        place, chosen = order.argsort(), order[:room]
+        blurred = gaussian_blur(images[chosen], sigma[chosen], largest)
+        return torch.where((place < room)[:, None, None, None], blurred[place.clamp(max=room - 1)], images)
 
     def _normalise(self, planes: Planes) -> Tensor:
         scaled = zip(planes, self.config.mean, self.config.std, strict=True)
@@ -171,3 +180,11 @@ def _flat(value: Tensor) -> Tensor:
 def _below(numbers: Tensor, shares: tuple[float, float]) -> Tensor:
     """bool [B, 2]: the numbers [B, 2] against a share for each view."""
     return torch.stack([number < share for number, share in zip(numbers.unbind(1), shares, strict=True)], dim=1)
+
+
+def _room(count: int, share: float) -> int:
+    """How many of ``count`` independent draws of probability ``share`` come true at most, but once in 1e12 times:
+    Bernstein's inequality, P(X >= mean + t) <= exp(-t^2 / (2 variance + 2 t / 3))."""
+    bound = math.log(1e12)
+    excess = bound / 3 + math.sqrt(bound**2 / 9 + 2 * bound * count * share * (1 - share))
+    return min(count, math.ceil(count * share + excess))

@@ -103,9 +103,14 @@ class FfcvLoader(BaseLoader):
         scratch = np.empty(3 * int(self._reader.sizes[plan.index].prod(axis=1).max()), np.uint8)
 
         def draw(place: int, sample: int) -> None:
-            image = self._reader.decode(sample, scratch, int(plan.denominator[place]))
-            views = zip(plan.pixels[place], plan.boxes[place].tolist(), plan.size[place].tolist(), strict=True)
-            for view, (top, left, height, width), (rows, columns) in views:
+            pixels, boxes, sizes = plan.pixels[place], plan.boxes[place].tolist(), plan.size[place].tolist()
+            # A whole JPEG as wide as its canvas is decoded where it belongs.
+            whole = boxes == [[0, 0, *sizes[0]]] and sizes[0][1] == pixels.shape[2] and self._reader.jpeg[sample]
+            target = pixels.reshape(-1) if whole else scratch
+            image = self._reader.decode(sample, target, int(plan.denominator[place]))
+            if whole:
+                return
+            for view, (top, left, height, width), (rows, columns) in zip(pixels, boxes, sizes, strict=True):
                 crop = image[top : top + height, left : left + width]
                 _resize(crop, view[:rows, :columns], self._interpolation)
 

@@ -201,22 +201,35 @@ def test_what_no_view_undergoes_is_not_computed(monkeypatch: pytest.MonkeyPatch,
     assert augment.apply(pixels, params).shape == (8, 3, 16, 16)
 
 
-@pytest.mark.parametrize(("blur", "rows"), [((1.0, 0.0), 3), ((0.0, 0.1), 3), ((1.0, 0.1), 6)])
-def test_only_views_that_may_be_blurred_are(
-    monkeypatch: pytest.MonkeyPatch, blur: tuple[float, float], rows: int
+@pytest.mark.parametrize(("blur", "rows"), [((1.0, 0.0), [200]), ((0.0, 0.1), [63]), ((1.0, 0.1), [200, 63])])
+def test_hardly_more_images_than_the_recipe_blurs_pass_through_the_filter(
+    monkeypatch: pytest.MonkeyPatch, blur: tuple[float, float], rows: list[int]
 ) -> None:
     blurred = []
     original = augment_module.gaussian_blur
 
-    def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
         blurred.append(len(images))
-        return original(images, sigma)
+        return original(images, sigma, largest)
 
     monkeypatch.setattr(augment_module, "gaussian_blur", gaussian_blur)
-    pixels, size = canvas(3, 32, 32)
-    augment = Augment(dataclasses.replace(OFF, blur=blur), 32)
-    augment.apply(pixels, augment.sample_params(0, 0, torch.arange(3), size))
-    assert blurred == [rows]
+    pixels, size = canvas(200, 8, 8)
+    augment = Augment(dataclasses.replace(OFF, blur=blur), 8)
+    params = augment.sample_params(0, 0, torch.arange(200), size)
+    views = augment.apply(pixels, params)
+    assert blurred == rows
+    # Those that are chosen are the right ones, and come back to their places.
+    sharp = augment.apply(pixels, params._replace(blur=torch.zeros_like(params.blur)))
+    expected = original(sharp, params.blur.T.flatten(), 2.0)
+    torch.testing.assert_close(views, expected, rtol=0, atol=1e-5)
+    assert torch.equal(views[params.blur.T.flatten() == 0], sharp[params.blur.T.flatten() == 0])
+
+
+@pytest.mark.parametrize(("count", "share"), [(16, 0.1), (128, 0.1), (256, 0.5), (4096, 0.1), (4096, 0.9)])
+def test_room_for_the_blurred_suffices_but_once_in_1e12_batches(count: int, share: float) -> None:
+    room = augment_module._room(count, share)
+    assert room <= count
+    assert stats.binom.sf(room, count, share) < 1e-12
 
 
 def test_drawn_crops_of_another_size_are_refused() -> None:

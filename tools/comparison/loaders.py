@@ -27,6 +27,7 @@ from pipelines.augment import Augment, pixel_boxes
 from pipelines.build import build_loader
 from pipelines.packed import Packed
 from pipelines.readers import Reader, open_reader
+from pipelines.threads import single_thread
 from pipelines.types import AugmentConfig, Batch, DataConfig, Loader
 from vssl.throughput import Rate, Timer
 from vssl.throughput.decoding import JpegDecoder
@@ -63,7 +64,7 @@ class Candidate:
 
 
 def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], repeats: int) -> dict[str, Rate]:
-    """Time epochs of the candidates named, task by task: of a task's one of each in turn, after one of each to warm up."""
+    """Time epochs of the candidates named, task by task: one of each in turn, after one of each to warm up."""
     rates = {}
     for task in TASKS:
         if task == "views":
@@ -149,7 +150,9 @@ def _ours_augmented(kind: str) -> Callable[[Setting], Epoch]:
         apply = torch.compile(augment.apply, fullgraph=True, dynamic=False)
 
         def work(batch: Batch) -> None:
-            apply(batch.pixels, augment.sample_params(0, loader.state_dict()["epoch"], batch.index, batch.size))
+            with single_thread():
+                params = augment.sample_params(0, loader.state_dict()["epoch"], batch.index, batch.size)
+            apply(batch.pixels, params)
 
         return _epochs_of(loader, work)
 
