@@ -40,7 +40,6 @@ def test_a_run_goes_on_by_itself_when_a_process_is_killed(config, tmp_path):
         [*command, "train.py", "-c", path],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},  # see docs/reliability.md
     )
     try:
         deadline = time.monotonic() + 600

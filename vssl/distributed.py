@@ -156,13 +156,19 @@ def join_world() -> Iterator[World]:
     if size == 1:
         yield World(restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
         return
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, _ = next(dist.rendezvous("env://"))
+    # torchrun keeps one store for all its attempts, with dead processes' addresses in it. Each machine's
+    # torchrun counts restarts for itself: only on a single one is the count a name that all agree on.
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size:
+        store = dist.PrefixStore(f"attempt-{restarts}", store)
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
     world = World(
-        rank=dist.get_rank(),
+        rank=rank,
         size=size,
         local_rank=int(os.environ["LOCAL_RANK"]),
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        restarts=restarts,
         control=dist.new_group(backend="gloo"),
     )
     try:
