@@ -69,7 +69,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise busy from None
         except OSError:
-            pass  # some network file systems have no locks
+            pass  # some network file systems have no locks: conversion goes on there, without this protection
         if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
             raise busy  # the other one has just finished and taken the folder with it
         yield

@@ -1,0 +1,258 @@
+"""A run loaded again, and tools/evaluate.py on it."""
+
+import json
+import math
+import runpy
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import small_config
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import vssl
+from pipelines.errors import UserError
+from pipelines.packed import open_packed
+from vssl.checkpoint import Checkpoints, backbone_weights, export_backbone
+from vssl.config import to_yaml
+from vssl.engine import Trainer
+from vssl.evaluation import OfflineEvaluation, knn_predict
+from vssl.evaluation.accuracy import accuracies
+from vssl.models import Teacher, build_student
+from vssl.recipes import resolve
+
+# A run loaded again
+
+
+@pytest.fixture(scope="module")
+def trainer(digits, tmp_path_factory):
+    """A finished run of VSSL in the Gaussian form on 320 digits."""
+    trainer = Trainer(small_config(digits, tmp_path_factory.mktemp("runs") / "run", "objective.form=gaussian"))
+    trainer.fit()
+    trainer.directory.close()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(trainer):
+    return trainer.directory.path
+
+
+@pytest.fixture
+def untrained(config, tmp_path):
+    """``untrained(*overrides)``: a run directory with a checkpoint of an untrained student."""
+
+    def make(*overrides):
+        settings = resolve(config(*overrides))
+        student = build_student(settings.model, settings.data.image_size, method=settings.objective.name)
+        run = tmp_path / "run"
+        state = {"step": 0, "student": student.state_dict(), "teacher": Teacher(student.encoder).encoder.state_dict()}
+        Checkpoints(run / "checkpoints", keep=1).save(0, state)
+        (run / "config.yaml").write_text(to_yaml(settings))
+        return run
+
+    return make
+
+
+def images(digits, split="val"):
+    """uint8 [N, 8, 8, 3] and int64 [N]."""
+    return np.load(digits / f"{split}.npy"), torch.from_numpy(np.load(digits / f"{split}-labels.npy"))
+
+
+def test_three_lines_give_mean_and_variance(run, digits):
+    pictures = [Image.fromarray(image) for image in images(digits)[0][:40]]
+
+    mean, variance = vssl.load(run).embed(pictures)
+
+    assert mean.shape == variance.shape == (40, 8) and mean.dtype == variance.dtype == torch.float32
+    assert (variance > math.exp(-2)).all() and (variance < math.exp(2)).all()
+    assert not mean.requires_grad
+
+
+def test_an_embedding_is_the_trained_students_in_evaluation_mode(trainer, run, digits):
+    pixels, _ = images(digits)
+    model = vssl.load(run, device="cpu")
+    mean, variance = model.embed(pixels)
+    student = trainer.train_step.student.eval()
+    normalised = trainer.augment.evaluate(
+        torch.from_numpy(pixels)[:, None], torch.tensor([[8, 8]]).repeat(297, 1).int()
+    )
+    with torch.no_grad():
+        features, posterior = student.encoder(normalised)
+    torch.testing.assert_close(model.features(pixels), features, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mean, posterior.mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(variance, posterior.logvar.exp(), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(features, trainer.train_step.teacher.encoder.eval()(normalised)[0], atol=1e-4)
+
+
+def test_the_forms_that_images_may_have(run, digits):
+    pixels, _ = images(digits)
+    model = vssl.load(run)
+    expected = model.embed(pixels[:8]).mean
+    prepared = model.augment.evaluate(torch.from_numpy(pixels[:8])[:, None], torch.tensor([[8, 8]] * 8))
+    wide = np.pad(pixels[7], ((0, 0), (5, 5), (0, 0)))  # the centre square is the image
+    for same in (torch.from_numpy(pixels[:8]), [Image.fromarray(i) for i in pixels[:8]], prepared, [*pixels[:7], wide]):
+        torch.testing.assert_close(model.embed(same).mean, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"an image must be uint8 \[H, W, 3\], not torch.uint8 \[8, 3\]"):
+        model.embed(pixels[0])
+    with pytest.raises(ValueError, match=r"normalised images must be \[N, 3, 8, 8\]"):
+        model.embed(torch.zeros(2, 3, 9, 9))
+
+
+def test_the_cosine_forms_means_have_the_length_that_its_variances_are_about(untrained, digits):
+    mean, _ = vssl.load(untrained("objective.form=cosine")).embed(images(digits)[0][:4])
+    torch.testing.assert_close(mean.norm(dim=1), torch.full((4,), math.sqrt(8)), check_device=False)
+
+
+@pytest.mark.parametrize("method", ["byol", "moco_v3"])
+def test_other_methods_have_features_but_no_variance(untrained, digits, method):
+    model = vssl.load(untrained(f"objective.name={method}"))
+    assert model.features(images(digits)[0][:4]).shape == (4, 64)
+    with pytest.raises(UserError, match=f"has no variance: objective.name={method}"):
+        model.embed(images(digits)[0][:4])
+
+
+def test_weights_that_do_not_fit_are_one_clear_line(untrained, config):
+    run = untrained()
+    (run / "config.yaml").write_text(to_yaml(resolve(config("model.latent=9"))))
+    with pytest.raises(UserError, match="does not fit its config: size mismatch"):
+        vssl.load(run)
+
+
+def test_an_exported_cifar_backbone_loads_strictly_elsewhere_and_here(untrained, tmp_path):
+    model = vssl.load(untrained("model.backbone=resnet18", "data.image_size=32"), device="cpu")
+    export_backbone(backbone_weights(model.student), tmp_path / "run" / "backbone.safetensors")
+    weights, views = load_file(tmp_path / "run" / "backbone.safetensors"), torch.randn(2, 3, 32, 32)
+    for backbone in (torchvision.models.resnet18(weights=None), timm.create_model("resnet18", num_classes=0)):
+        backbone.conv1, backbone.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+        backbone.fc = nn.Identity()
+        backbone.load_state_dict(weights, strict=True)
+        torch.testing.assert_close(backbone.eval()(views), model.features(views), atol=1e-4, rtol=1e-4)
+    exported = vssl.load(tmp_path / "run" / "backbone.safetensors", device="cpu")
+    torch.testing.assert_close(exported.features(views), model.features(views))
+
+
+def test_a_prediction_meets_the_teachers_other_view(run):
+    model = vssl.load(run, device="cpu")
+    views = torch.randn(6, 3, model.config.data.image_size, model.config.data.image_size)
+    (mean, logvar), theirs = model.predict(views)
+    _, prediction = model.student(views)
+    _, teacher = model.teacher(views)
+    torch.testing.assert_close(logvar, prediction.logvar)
+    cosine = nn.functional.cosine_similarity
+    torch.testing.assert_close(cosine(mean, theirs), cosine(prediction.mean, teacher.mean[[3, 4, 5, 0, 1, 2]]))
+    state = Checkpoints(run / "checkpoints", keep=1).newest()
+    torch.testing.assert_close(model.teacher.state_dict(), state["teacher"])
+
+
+# tools/evaluate.py
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """``evaluate(*arguments)`` runs the program; gives its exit code, what it printed, and its errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path("tools/evaluate.py", run_name="__main__")
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return call
+
+
+def test_knn_uses_the_whole_training_split(run, digits, evaluate, tmp_path):
+    code, out, _ = evaluate(run, "--protocol", "knn", "--json", tmp_path / "deep" / "k.json", "--device", "cpu")
+    report = json.loads((tmp_path / "deep" / "k.json").read_text())
+    (train, train_labels), (val, val_labels) = images(digits, "train"), images(digits)
+    model = vssl.load(run, device="cpu")
+    votes = knn_predict(model.features(train), train_labels, model.features(val), 10, k=20, temperature=0.07)
+    assert code == 0 and (report["protocol"], report["train_count"], report["count"]) == ("knn", 1500, 297)
+    expected = accuracies(votes, val_labels)
+    assert [report["top1"], report["top5"]] == pytest.approx([expected["top1"], expected["top5"]])
+    assert report["top1_interval"] == pytest.approx(expected["top1_interval"])
+    assert f"knn top-1: {expected['top1']:.4f}" in out
+    assert 1 <= report["rankme"] <= 64 and 0 < report["feature_std"] < 1.1
+    assert -4 < report["uniformity"] < 0 < report["alignment"] < 4
+
+
+def test_run_checkpoint_and_export_are_evaluated_alike(run, evaluate, tmp_path):
+    reports = []
+    for source in (run, sorted((run / "checkpoints").iterdir())[-1], run / "backbone.safetensors"):
+        assert evaluate(source, "--protocol", "knn", "--json", tmp_path / "k.json", "--batch-size", 100)[0] == 0
+        report = json.loads((tmp_path / "k.json").read_text())
+        reports.append({key: value for key, value in report.items() if key not in ("source", "step")})
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_linear(run, evaluate, tmp_path):
+    assert evaluate(run, "--protocol", "linear", "--json", tmp_path / "l.json")[0] == 0
+    report = json.loads((tmp_path / "l.json").read_text())
+    low, high = report["top1_interval"]
+    assert report["protocol"] == "linear" and 0.5 < low < report["top1"] < high <= report["top5"] <= 1
+    assert report["held_out_top1"][f"{report['learning_rate']:.4g}"] == max(report["held_out_top1"].values())
+
+
+def test_uncertainty(run, digits, evaluate, tmp_path):
+    arguments = ("--protocol", "uncertainty", "--ood", digits, "--json", tmp_path / "u.json")
+    code, out, _ = evaluate(run, *arguments)
+    report = json.loads((tmp_path / "u.json").read_text())
+    assert code == 0 and report["ood"]["count"] == 297
+    for score in report["scores"].values():
+        assert score["ood_auroc"] == pytest.approx(0.5)  # the same images
+        assert score["most_certain_half"]["whole_top1"] == pytest.approx(report["top1"])
+        assert score["curve"]["top1"][-1] == pytest.approx(report["top1"])
+    calibrated = report["calibration"]
+    assert calibrated["predicted"] == sorted(calibrated["predicted"]) and len(calibrated["observed"]) == 10
+    assert calibrated["ratio"] > 0 and -1 <= calibrated["correlation"] <= 1
+    assert "by variance, the most certain half" in out and "squared error over predicted variance" in out
+    assert Image.open(tmp_path / "u.png").width > 500
+
+
+def test_another_data_set(untrained, digits, evaluate):
+    run = untrained("data.dir=gone", "data.loader=torch")
+    assert evaluate(run, "--protocol", "knn")[0] == 2
+    assert evaluate(run, "--protocol", "knn", "--data", digits)[0] == 0
+
+
+def test_an_export_without_its_run_needs_a_config(run, digits, evaluate, tmp_path):
+    (tmp_path / "b.safetensors").write_bytes((run / "backbone.safetensors").read_bytes())
+    code, _, err = evaluate(tmp_path / "b.safetensors", "--protocol", "knn")
+    assert code == 2 and err.count("\n") == 1 and "no config.yaml of its run beside it: give --config FILE" in err
+    assert evaluate(tmp_path / "b.safetensors", "--protocol", "knn", "--config", run / "config.yaml")[0] == 0
+
+
+def test_mistakes_are_one_line_and_exit_code_2(untrained, run, evaluate, tmp_path):
+    byol = untrained("objective.name=byol")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text((run / "config.yaml").read_text())
+    for arguments, message in [
+        ((tmp_path / "absent", "--protocol", "knn"), "absent: no such run"),
+        ((empty, "--protocol", "knn"), "empty holds no whole checkpoint"),
+        ((run / "metrics.jsonl", "--protocol", "knn"), "metrics.jsonl is not a whole checkpoint"),
+        ((byol, "--protocol", "uncertainty"), "has no variance: objective.name=byol"),
+        ((run / "backbone.safetensors", "--protocol", "uncertainty"), "is a backbone alone"),
+        ((run, "--protocol", "knn", "--data", tmp_path), "not a packed data set"),
+    ]:
+        code, _, err = evaluate(*arguments)
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    code, _, err = evaluate(run, "--protocol", "knn", "--ood", tmp_path)
+    assert code == 2 and "--ood and --plot belong to --protocol uncertainty" in err
+
+
+def test_data_without_labels_is_refused(run, digits, tmp_path):
+    manifest = json.loads((digits / "manifest.json").read_text())
+    del manifest["splits"]["val"]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in manifest["splits"]["train"]["files"]:
+        (bare / file).symlink_to(digits / file)
+    (bare / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="needs the splits train and val with labels, not so val"):
+        OfflineEvaluation(vssl.load(run), open_packed(bare))
