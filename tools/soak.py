@@ -7,6 +7,7 @@ import contextlib
 import gc
 import importlib
 import json
+import operator
 import os
 import random
 import resource
@@ -337,7 +338,7 @@ def config_fuzz(report: Report, count: int, data: Path, folder: Path, rng: rando
 
 
 def usage() -> tuple[int, int, int]:
-    """Resident memory in bytes, threads, open files of this process and how many children it has."""
+    """Resident memory in bytes, threads and open files of this process."""
     gc.collect()
     memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return memory, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
@@ -361,7 +362,9 @@ def resources(report: Report, epochs: int, packed: dict[str, Path]) -> None:
                 iterate.set_epoch(0)  # which ends what an epoch left running
                 warm = usage()
         iterate.set_epoch(0)
-        end = usage()
+        deadline = time.monotonic() + 10  # the thread of a closed multiprocessing queue ends by itself, a moment later
+        while any(map(operator.gt, (end := usage())[1:], warm[1:])) and time.monotonic() < deadline:
+            time.sleep(0.01)
         iterate.close()
         return json.dumps([warm, end])
 
