@@ -1,12 +1,13 @@
-"""Arrays in .npy files, checked before anything trusts them."""
+"""Arrays: in .npy files, checked before anything trusts them, and in memory that suits a decoder."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.errors import UserError
 
-__all__ = ["open_array"]
+__all__ = ["open_array", "unaligned"]
 
 
 def open_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -24,3 +25,11 @@ def open_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.nda
         wanted = ", ".join("any" if side is None else str(side) for side in shape)
         raise UserError(f"{path}: holds {array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} [{wanted}]")
     return array
+
+
+def unaligned(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 of arbitrary content, at an odd address.
+
+    libjpeg-turbo decodes faster to there: rows that begin at a multiple of 32 bytes it writes past the caches.
+    """
+    return np.empty(1 + math.prod(shape), np.uint8)[1:].reshape(shape)

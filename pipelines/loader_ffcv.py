@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipelines.arrays import unaligned
 from pipelines.augment import pixel_boxes
 from pipelines.loader_base import BaseLoader, each_sample, fit_canvas
 from pipelines.prefetch import BufferPool, run_ahead
@@ -100,21 +101,14 @@ class FfcvLoader(BaseLoader):
         if self._gather:
             plan.pixels[:, 0] = self._reader.gather(plan.index)
             return
-        scratch = np.empty(3 * int(self._reader.sizes[plan.index].prod(axis=1).max()), np.uint8)
+        scratch = unaligned((3 * int(self._reader.sizes[plan.index].prod(axis=1).max()),))
 
         # Lists once a part, for Python's own work on a sample keeps the other threads waiting.
         denominators, boxes, sizes = plan.denominator.tolist(), plan.boxes.tolist(), plan.size.tolist()
-        # A whole JPEG as wide as its canvas is decoded where it belongs.
-        wide = (plan.size[:, 0, 1] == plan.pixels.shape[3]) & self._reader.jpeg[plan.index] & (not self._crops)
-        in_place = (wide & (plan.boxes[:, 0, 2:] == plan.size[:, 0]).all(axis=1)).tolist()
 
         def draw(place: int, sample: int) -> None:
-            pixels = plan.pixels[place]
-            if in_place[place]:
-                self._reader.decode(sample, pixels.reshape(-1), denominators[place])
-                return
             image = self._reader.decode(sample, scratch, denominators[place])
-            views = zip(pixels, boxes[place], sizes[place], strict=True)
+            views = zip(plan.pixels[place], boxes[place], sizes[place], strict=True)
             for view, (top, left, height, width), (rows, columns) in views:
                 crop = image[top : top + height, left : left + width]
                 _resize(crop, view[:rows, :columns], self._interpolation)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.arrays import unaligned
+
 __all__ = ["BufferPool", "run_ahead"]
 
 Item = TypeVar("Item")
@@ -63,7 +65,7 @@ class BufferPool:
 
     def take(self) -> Tensor:
         """A tensor of arbitrary content."""
-        memory = self._free.pop() if self._free else np.empty(self._shape, np.uint8)
+        memory = self._free.pop() if self._free else unaligned(self._shape)
         lent = memory[:]  # which the tensor's storage keeps alive, and nothing else does
         weakref.finalize(lent, self._free.append, memory).atexit = False
         return torch.from_numpy(lent)

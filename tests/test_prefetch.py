@@ -68,3 +68,4 @@ def test_a_buffer_is_used_again_only_when_nothing_shares_it():
     places = {held.data_ptr(), (second := pool.take()).data_ptr(), (third := pool.take()).data_ptr()}
     assert place in places
     assert second.shape == third.shape == (4, 6)
+    assert all(address % 2 for address in places)  # where libjpeg-turbo decodes faster

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,8 @@ CANDIDATES = {
     "torchvision, BYOL's recipe": Candidate("views", peers.torchvision_views, reads=(Photographs, Pixels)),
     "lightly, BYOLTransform": Candidate("views", peers.lightly_views, "lightly", reads=(Photographs, Pixels)),
     "vssl ffcv, whole images": Candidate("whole", _ours("ffcv", crops="device"), "ffcv"),
-    "libjpeg-turbo alone": Candidate("whole", peers.bare_libjpeg, "ffcv"),
+    "libjpeg-turbo alone": Candidate("whole", partial(peers.bare_libjpeg, aligned=True), "ffcv"),
+    "libjpeg-turbo, to an odd address": Candidate("whole", peers.bare_libjpeg, "ffcv"),
     "libjpeg-turbo, planes of YCbCr": Candidate("whole", peers.bare_planes, "turbojpeg"),
 }
 
@@ -191,6 +193,7 @@ RATIOS = [
     ("vssl ffcv", "ffcv, two decoders"),
     ("vssl dali", "DALI, the same operators bare"),
     ("vssl ffcv, whole images", "libjpeg-turbo alone"),
+    ("vssl ffcv, whole images", "libjpeg-turbo, to an odd address"),
     ("vssl ffcv, augmented", "lightly, BYOLTransform"),
     ("vssl ffcv, augmented", "torchvision, BYOL's recipe"),
     ("vssl resident, augmented", "lightly, BYOLTransform"),

@@ -71,9 +71,9 @@ def bare_dali(setting: Setting) -> Epoch:
     return epoch
 
 
-def bare_libjpeg(setting: Setting) -> Epoch:
+def bare_libjpeg(setting: Setting, *, aligned: bool = False) -> Epoch:
     data, packed = setting.data, setting.images.ffcv
-    decoder = JpegDecoder(packed.dir / "train.beton", data.workers)
+    decoder = JpegDecoder(packed.dir / "train.beton", data.workers, aligned=aligned)
     setting.closing.callback(decoder.close)
     order = np.random.default_rng(0).permutation(packed.splits["train"].count)
     batches = [order[at : at + data.batch_size] for at in range(0, len(order), data.batch_size)]

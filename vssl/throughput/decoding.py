@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.arrays import unaligned
 from pipelines.format_ffcv import read_table
 from pipelines.prefetch import run_ahead
 
@@ -20,9 +21,10 @@ class JpegDecoder:
     Args:
         path: of the file; ffcv must be installed, for its decoder is used.
         workers: threads.
+        aligned: decode to where numpy puts an array, not to the odd address that is faster.
     """
 
-    def __init__(self, path: Path, workers: int) -> None:
+    def __init__(self, path: Path, workers: int, *, aligned: bool = False) -> None:
         from ffcv.libffcv import ctypes_imdecode
 
         self._imdecode = ctypes_imdecode
@@ -31,7 +33,7 @@ class JpegDecoder:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._address = np.frombuffer(self._map, np.uint8).ctypes.data
         self._scratch = threading.local()
-        self._workers = workers
+        self._workers, self._aligned = workers, aligned
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="jpeg")
 
     def batches(self, samples: Iterable[tuple[np.ndarray, np.ndarray]], ahead: int) -> Generator[int]:
@@ -50,7 +52,8 @@ class JpegDecoder:
     def _decode(self, index: np.ndarray, denominator: np.ndarray) -> None:
         table, scratch = self._table, self._scratch
         if not hasattr(scratch, "pixels"):
-            scratch.pixels = np.empty(3 * int(table.sizes.astype(np.int64).prod(axis=1).max()), np.uint8)
+            shape = (3 * int(table.sizes.astype(np.int64).prod(axis=1).max()),)
+            scratch.pixels = np.empty(shape, np.uint8) if self._aligned else unaligned(shape)
         target = scratch.pixels.ctypes.data
         for sample, scale in zip(index.tolist(), denominator.tolist(), strict=True):
             if table.jpeg[sample]:
