@@ -78,7 +78,7 @@ def test_an_embedding_is_the_trained_students_in_evaluation_mode(trainer, run, d
     model = vssl.load(run, device="cpu")
     mean, variance = model.embed(pixels)
     student = trainer.train_step.student.eval()
-    normalised = trainer.augment.evaluate(
+    normalised = trainer.train_step.augment.evaluate(
         torch.from_numpy(pixels)[:, None], torch.tensor([[8, 8]]).repeat(297, 1).int()
     )
     with torch.no_grad():
@@ -177,6 +177,7 @@ def test_knn_uses_the_whole_training_split(run, digits, evaluate, tmp_path):
     assert [report["top1"], report["top5"]] == pytest.approx([expected["top1"], expected["top5"]])
     assert report["top1_interval"] == pytest.approx(expected["top1_interval"])
     assert f"knn top-1: {expected['top1']:.4f}" in out
+    assert "--protocol knn" in report["command"] and report["environment"]["hardware"]["cpu"]
     assert 1 <= report["rankme"] <= 64 and 0 < report["feature_std"] < 1.1
     assert -4 < report["uniformity"] < 0 < report["alignment"] < 4
 
@@ -186,7 +187,7 @@ def test_run_checkpoint_and_export_are_evaluated_alike(run, evaluate, tmp_path):
     for source in (run, sorted((run / "checkpoints").iterdir())[-1], run / "backbone.safetensors"):
         assert evaluate(source, "--protocol", "knn", "--json", tmp_path / "k.json", "--batch-size", 100)[0] == 0
         report = json.loads((tmp_path / "k.json").read_text())
-        reports.append({key: value for key, value in report.items() if key not in ("source", "step")})
+        reports.append({key: value for key, value in report.items() if key not in ("command", "source", "step")})
     assert reports[0] == reports[1] == reports[2]
 
 

@@ -14,6 +14,7 @@ Examples:
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipelines.errors import run_command
 from pipelines.packed import open_packed
 from vssl.checkpoint import write_atomically
+from vssl.engine.environment import describe_environment
 from vssl.evaluation import OfflineEvaluation
 from vssl.evaluation.uncertainty import plot_uncertainty
 from vssl.inference import load
@@ -38,6 +40,8 @@ def main() -> None:
         report = getattr(evaluation, arguments.protocol)()
     _print(report)
     if arguments.json:
+        environment = describe_environment(model.device, world_size=1)
+        report = {"command": shlex.join(["python", *sys.argv]), "environment": environment, **report}
         text = json.dumps(report, indent=2) + "\n"
         write_atomically(arguments.json, lambda temporary: temporary.write_text(text))
     if arguments.plot:

@@ -27,6 +27,7 @@ class TrainConfig:
     """How the run is carried out."""
 
     epochs: int = 100
+    first_size: int = 0  # progressive resolution: side of a view in the first quarter of the epochs; 0: off
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool | None = None  # torch.compile the step; null: on GPUs yes, on CPUs no (docs/performance.md)
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 on GPUs that have it, fp16 on others, off on CPUs
@@ -96,6 +97,7 @@ _RANGES = {
     "optim.warmup_epochs": _ANY,
     "optim.tau": _SHARE,
     "train.epochs": (1, math.inf),
+    "train.first_size": _ANY,
     "train.accumulate": (1, math.inf),
     "train.clip_grad": _ANY,
     "train.seed": (0, 2**31 - 1),

@@ -100,6 +100,11 @@ class TrainStep:
                     self._learners, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
 
+    def set_augment(self, augment: Augment) -> None:
+        """Make the views with another augmentation from now on, not compiled."""
+        self.augment = augment
+        self.eager()
+
     def compile(self) -> None:
         """Compile the augmentation, and forward with loss, into one graph each.
 

@@ -1,6 +1,7 @@
 """The training loop: build, resume, step, log, evaluate, save, export."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
@@ -15,7 +16,7 @@ from pipelines.build import build_loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
 from pipelines.packed import Packed, open_packed
-from pipelines.types import Batch
+from pipelines.types import Batch, Loader
 from vssl.checkpoint import backbone_weights, export_backbone, write_atomically
 from vssl.config import Config
 from vssl.distributed import World, gather_equal
@@ -23,6 +24,7 @@ from vssl.engine.capture import CapturedStep
 from vssl.engine.compilation import compile_step
 from vssl.engine.environment import describe_environment
 from vssl.engine.precision import resolve_amp, resolve_device
+from vssl.engine.resolution import view_side
 from vssl.engine.run_directory import RunDirectory
 from vssl.engine.step import TrainStep
 from vssl.evaluation import OnlineEvaluation, OnlineProbe
@@ -74,8 +76,14 @@ def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
     return CapturedStep(step) if step.epoch.is_cuda and step.world.size == 1 else step
 
 
-def _check_shares(config: Config, packed: Packed, world: World) -> None:
-    """Every process must get equally many images of every (micro-)batch: means and batch statistics rely on it."""
+def _check(config: Config, packed: Packed, world: World) -> None:
+    """Views must not shrink; and every process must get equally many images of every (micro-)batch: means and batch
+    statistics rely on it.
+    """
+    if config.train.first_size > config.data.image_size:
+        raise UserError(
+            f"train.first_size={config.train.first_size} must not exceed data.image_size={config.data.image_size}"
+        )
     data, parts = config.data, world.size * config.train.accumulate
     if data.batch_size % parts:
         raise UserError(
@@ -112,30 +120,19 @@ class Trainer:
             pack_digits_if_absent(DIGITS_DIR)
         world.agree()  # the others of a machine wait for its digits
         self.packed = open_packed(config.data.dir)
-        _check_shares(config, self.packed, world)
+        _check(config, self.packed, world)
         self.directory = RunDirectory(config, resume) if world.leads else None
         state = world.broadcast(self.directory.state if world.leads else None)
-        self.augment = Augment(config.augment, config.data.image_size)
-        self.train_step = build_step(config, self.packed, self.augment, self.device, world)
-        self.loader = build_loader(
-            config.data,
-            config.augment,
-            self.packed,
-            "train",
-            train=True,
-            seed=config.train.seed,
-            device=self.device,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        augment = Augment(config.augment, config.data.image_size)
+        self.train_step = build_step(config, self.packed, augment, self.device, world)
+        self._side = config.data.image_size
+        self.loader = self._build_loader()
         self.total_steps = config.train.epochs * len(self.loader)
         scale = config.data.batch_size / 256
         warmup = round(min(config.optim.warmup_epochs * len(self.loader), 0.1 * self.total_steps))
         self.schedule = Schedule(config.optim.lr * scale, config.optim.tau, self.total_steps, warmup)
         self.probe_schedule = Schedule(config.eval.probe_lr * scale, 0.0, self.total_steps, 0)
-        self.evaluation = OnlineEvaluation(
-            config, self.packed, self.augment, self.device, self.train_step.autocast, world
-        )
+        self.evaluation = OnlineEvaluation(config, self.packed, augment, self.device, self.train_step.autocast, world)
         self.step = 0
         self.knn_first: float | None = None
         self.knn_last: float | None = None
@@ -162,7 +159,7 @@ class Trainer:
             UserError: the loss is no longer finite; the last good checkpoint is kept.
         """
         with self._signals(), contextlib.ExitStack() as closing:
-            closing.callback(self.loader.close)
+            closing.callback(lambda: self.loader.close())  # the last of them
             if self.world.leads:
                 environment = describe_environment(self.device, self.world.size)
                 self.directory.describe(self.config, environment | {"derived": self._derived()})
@@ -176,6 +173,8 @@ class Trainer:
             self._start_clock()
             self._saved_at = time.monotonic()
             while self.step < self.total_steps:
+                if self._resize():
+                    run_step = None
                 for batch in self.loader:
                     # Here every process has its batch, or has failed to get it; and all stop after the same step.
                     self._stop = self.world.agree(self._signal)
@@ -201,6 +200,36 @@ class Trainer:
             "steps_an_epoch": len(self.loader),
             "warmup_steps": self.schedule.warmup_steps,
         }
+
+    def _build_loader(self) -> Loader:
+        """Of the training images, for views of the present size."""
+        config = self.config
+        return build_loader(
+            dataclasses.replace(config.data, image_size=self._side),
+            config.augment,
+            self.packed,
+            "train",
+            train=True,
+            seed=config.train.seed,
+            device=self.device,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+    def _resize(self) -> bool:
+        """Give the views the size of the present epoch; whether that is another."""
+        train, full = self.config.train, self.config.data.image_size
+        side = view_side(self.step // len(self.loader), train.epochs, train.first_size, full)
+        if side == self._side:
+            return False
+        self._side, state = side, self.loader.state_dict()
+        self.loader.close()
+        self.loader = self._build_loader()
+        self.loader.load_state_dict(state)
+        self.train_step.set_augment(Augment(self.config.augment, side))
+        if self.world.leads:
+            print(f"views of {side} pixels from epoch {self.step // len(self.loader)} on", file=sys.stderr)
+        return True
 
     def _write(self, **values: float) -> None:
         if self.world.leads:
