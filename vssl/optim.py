@@ -23,58 +23,49 @@ class OptimConfig:
     tau: float | None = None  # the teacher's momentum at the start; rises to 1 by a cosine
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(torch.optim.SGD):
     """Layer-wise adaptive rate scaling with momentum.
 
     You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, arXiv 1708.03888; with the clipping of
     the local rate (LARC) and the exclusion of biases and norms from adaptation and decay that BYOL's recipes use:
-    for an adapted weight  g <- min(eta |w| / (|g| + wd |w|) / lr, 1) * (g + wd w), then momentum SGD.
-
-    All arithmetic is foreach over tensors on the device. A scalar tensor ``found_inf`` set as an attribute (the
-    convention of torch's fused optimizers) turns a step into no change at all where it is 1.
+    for an adapted weight  g <- min(eta |w| / (|g| + wd |w|) / lr, 1) * (g + wd w), in place, then momentum SGD, which
+    is torch's fused one and like it leaves weights and momentum alone where the attribute ``found_inf`` is 1.
 
     Args:
-        groups: parameter groups; a group's ``adapt`` (default True) says whether its rates are adapted.
-        lr: learning rate, a float32 scalar tensor.
+        groups: parameter groups; a group's ``adapt`` (default True) says whether its weights are adapted and decayed.
+        lr: learning rate, a float32 scalar tensor on the weights' device; the host never reads it.
         momentum, weight_decay, eta: as above.
     """
 
     def __init__(self, groups: list[dict], lr: Tensor, momentum: float, weight_decay: float, eta: float) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
-        super().__init__(groups, defaults)
-        for group in self.param_groups:
-            for weight in group["params"]:
-                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        super().__init__([{"adapt": True} | group for group in groups], lr, momentum, fused=True)
+        self.decay, self.eta = weight_decay, eta
+        _start_momentum(self)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
             weights = [w for w in group["params"] if w.grad is not None]
-            if weights:
-                self._step_group(group, weights, found_inf)
+            if group["adapt"] and weights:
+                self._adapt(weights, group["lr"])
+        super().step()
 
-    def _step_group(self, group: dict, weights: list[Tensor], found_inf: Tensor | None) -> None:
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+    def _adapt(self, weights: list[Tensor], lr: Tensor) -> None:
         grads = [w.grad for w in weights]
-        buffers = [self.state[w]["momentum_buffer"] for w in weights]
-        if group["adapt"]:
-            weight_norms = torch.stack(torch._foreach_norm(weights))
-            grad_norms = torch.stack(torch._foreach_norm(grads))
-            local = group["eta"] * weight_norms / (grad_norms + decay * weight_norms + 1e-8)
-            # A weight or a gradient of zero leaves nothing to adapt to.
-            adapted = (weight_norms > 0) & (grad_norms > 0)
-            trust = torch.where(adapted, (local / lr).clamp(max=1.0), 1.0)
-            grads = torch._foreach_mul(torch._foreach_add(grads, weights, alpha=decay), list(trust.unbind()))
-        if found_inf is not None:
-            # 0 * inf is not 0, so a bad step's gradients are replaced, then neither buffer nor weight moves.
-            bad = found_inf > 0
-            grads = [torch.where(bad, 0.0, g) for g in grads]
-            momentum = torch.where(bad, 1.0, momentum)
-            lr = torch.where(bad, 0.0, lr)
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, grads)
-        torch._foreach_sub_(weights, torch._foreach_mul(buffers, lr))
+        weight_norms, grad_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, grads))
+        local = self.eta * weight_norms / (grad_norms + self.decay * weight_norms + 1e-8)
+        # A weight or a gradient of zero leaves nothing to adapt to.
+        adapted = (weight_norms > 0) & (grad_norms > 0)
+        trust = torch.where(adapted, (local / lr).clamp(max=1.0), 1.0)
+        torch._foreach_add_(grads, weights, alpha=self.decay)
+        torch._foreach_mul_(grads, list(trust.unbind()))
+
+
+def _start_momentum(optimizer: torch.optim.SGD) -> None:
+    """A first step that ``found_inf`` forbids would leave torch's own buffers uninitialised."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def build_optimizer(
@@ -87,15 +78,15 @@ def build_optimizer(
     weights = [w for module in modules for w in module.parameters() if w.requires_grad]
     groups = [
         {"params": [w for w in weights if w.ndim > 1]},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        {"params": [w for w in weights if w.ndim <= 1]},
     ]
     if name == "lars":
         groups[1]["adapt"] = False
         return LARS(groups, lr, momentum, weight_decay, eta)
+    groups[1]["weight_decay"] = 0.0
     if name == "sgd":
         sgd = torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-        for weight in weights:  # a first step that found_inf forbids would leave torch's own uninitialised
-            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        _start_momentum(sgd)
         return sgd
     # capturable exists on accelerators only; fused keeps the step count on the device there.
     return torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda)

@@ -86,9 +86,9 @@ class TrainStep:
         self.ema_weight = torch.zeros((), device=device)
         self.watch = Watch(config.data.batch_size // self.world.size, device)
         self._weights = [w for w in student.parameters() if w.requires_grad]
-        self._buffers = [b for b in student.buffers() if b.is_floating_point()]
-        self._saved_buffers = [b.clone() for b in self._buffers]
-        self._apply = augment.apply
+        self._buffers = [b for b in student.buffers() if b.is_floating_point()]  # BatchNorm's, [C] each
+        self._saved_buffers = torch.cat(self._buffers)
+        self._make_views = self._draw_views
         self._forward = self._forward_loss
         self.compiled = False
         self._learners: nn.Module = _Learners(student, probe, self.autocast)
@@ -114,12 +114,12 @@ class TrainStep:
         self.compiled = True
         if self.world.size == 1:
             self._forward = torch.compile(self._forward_loss, fullgraph=True, dynamic=False)
-        self._apply = torch.compile(self.augment.apply, fullgraph=True, dynamic=False)
+        self._make_views = torch.compile(self._draw_views, fullgraph=True, dynamic=False)
 
     def eager(self) -> None:
         """Take ``compile`` back."""
         self.compiled = False
-        self._apply, self._forward = self.augment.apply, self._forward_loss
+        self._make_views, self._forward = self._draw_views, self._forward_loss
 
     def warm_up(self, batch: Batch) -> None:
         """Run what ``compile`` compiles, without training; nothing in it waits for another process."""
@@ -139,7 +139,7 @@ class TrainStep:
 
     def __call__(self, batch: Batch) -> None:
         """Train on a batch; its metrics go to ``metrics``."""
-        torch._foreach_copy_(self._saved_buffers, self._buffers)
+        torch.cat(self._buffers, out=self._saved_buffers)
         metrics = self.backward(batch)
         self.watch.note(self.update(metrics), batch.index)
         self.metrics.add(metrics)
@@ -149,14 +149,15 @@ class TrainStep:
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.zero_grad(set_to_none=False)
         parts = self.config.train.accumulate
-        totals: dict[str, Tensor] = {}
+        totals: list[Tensor] = []
         micros = list(zip(*(part.chunk(parts) for part in batch), strict=True))
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
-                loss, metrics = self._forward(self.views(pixels, size, index), self._noise(index), labels)
+                loss, metrics = self._forward(self.views(pixels, size, index), index, labels)
                 (loss * (self.loss_scale.scale / parts)).backward()
-            totals = {name: totals.get(name, 0.0) + value / parts for name, value in metrics.items()}
-        return totals
+            values = list(metrics.values())
+            totals = torch._foreach_add(totals, values) if totals else values
+        return dict(zip(metrics, torch._foreach_div(totals, parts), strict=True))
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Processes exchange gradients in the last micro-batch of a step only."""
@@ -164,8 +165,11 @@ class TrainStep:
 
     def views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
         """Both augmented views of a batch, float32 [2B, 3, S, S]; arguments as in ``Batch``."""
+        return self._make_views(pixels, size, index)
+
+    def _draw_views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
         params = self.augment.sample_params(self.config.train.seed, self.epoch, index, size)
-        return self._apply(pixels, params)
+        return self.augment.apply(pixels, params)
 
     def _noise(self, index: Tensor) -> Tensor | None:
         """Standard normal numbers float32 [2B, D] for objectives that sample, by (seed, epoch, image, view)."""
@@ -174,12 +178,12 @@ class TrainStep:
         seed, latent = self.config.train.seed, self.config.model.latent
         return torch.cat([normal(seed, self.epoch, index, _NOISE_STREAM + view, latent) for view in (0, 1)])
 
-    def _forward_loss(self, views: Tensor, noise: Tensor | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """views [2B, 3, S, S], noise [2B, D] or None, labels [B] -> loss and detached scalars."""
+    def _forward_loss(self, views: Tensor, index: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """views [2B, 3, S, S], index and labels [B] -> loss and detached scalars."""
         with torch.no_grad(), self.autocast():
             _, target = per_view(self.teacher.encoder, views)
         features, prediction, probe_loss = self._learners(views, labels)
-        outputs = self.objective(prediction, target, noise)
+        outputs = self.objective(prediction, target, self._noise(index))
         metrics = {name: value.detach() for name, value in outputs.items()}
         metrics |= feature_health(features)
         loss = outputs["loss"]
@@ -210,8 +214,8 @@ class TrainStep:
             optimizer.step()
         if not self.config.model.sync_batchnorm:  # each process has its own
             self.world.average(self._buffers)
-        for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
-            buffer.copy_(torch.where(good, buffer, saved))
+        kept = torch.where(good, torch.cat(self._buffers), self._saved_buffers)
+        torch._foreach_copy_(self._buffers, kept.split([len(b) for b in self._buffers]))
         self.teacher.update(self.ema_weight * good)
         self.loss_scale.update(found_inf)
         return good

@@ -12,7 +12,10 @@ __all__ = ["Teacher"]
 
 
 class Teacher:
-    """theta_t <- tau theta_t + (1 - tau) theta_s, in place, as one foreach lerp.
+    """theta_t <- tau theta_t + (1 - tau) theta_s, in place.
+
+    That is a step of gradient descent on |theta_t - theta_s|^2 / 2 at the rate 1 - tau, and torch's fused one, a single
+    kernel for many tensors, reads its rate on the device.
 
     Weights and floating-point buffers (BatchNorm's running statistics) are averaged alike. In its forward pass the
     teacher normalises with the batch's own statistics, as the student does, and never changes its buffers itself.
@@ -31,5 +34,16 @@ class Teacher:
     @torch.no_grad()
     def update(self, weight: Tensor) -> None:
         """Move towards the student by ``weight`` = 1 - tau, a float32 scalar on the device; 0 changes nothing."""
-        # A list of weights: a single tensor would be read back to the host as a number.
-        torch._foreach_lerp_(self._targets, self._sources, [weight] * len(self._targets))
+        # p <- p - lr (weight_decay p - g)
+        torch._fused_sgd_(
+            self._targets,
+            self._sources,
+            [],
+            lr=weight,
+            weight_decay=1.0,
+            maximize=True,
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+            is_first_step=False,
+        )
