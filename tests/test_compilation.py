@@ -1,10 +1,12 @@
-"""The step is compiled once: whatever changes from step to step reaches it as a tensor."""
+"""The step is compiled once: whatever changes from step to step reaches it as a tensor. Its update is a few kernels."""
 
 import copy
 import functools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import first_batch
 
 from vssl.engine import Trainer
 from vssl.engine.compilation import compile_step
@@ -45,3 +47,30 @@ def test_after_the_first_batch_nothing_is_compiled_again(config, backend, object
 
         with pytest.raises(torch._dynamo.exc.RecompileError):
             step(type(batch)(*(part[:-1] for part in batch)))
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts the operations that reach the device; a foreach or fused one counts once."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
+def test_the_updates_number_of_operations_does_not_grow_with_the_network(config, tmp_path, optimizer):
+    counts = []
+    for backbone in ("resnet8", "resnet18"):
+        trainer = Trainer(
+            config(f"model.backbone={backbone}", f"optim.name={optimizer}", f"run.dir={tmp_path / backbone}")
+        )
+        metrics = trainer.train_step.backward(first_batch(trainer))
+        trainer.train_step.update(metrics)  # the first makes the optimizer's state
+        with Dispatched() as dispatched:
+            trainer.train_step.update(metrics)
+        counts.append(dispatched.count)
+    assert counts[0] == counts[1] > 0

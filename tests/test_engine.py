@@ -22,6 +22,9 @@ def lines(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 class Killed(Exception):
     pass
 
@@ -42,9 +45,13 @@ def kill_after(trainer, steps):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
-@pytest.mark.parametrize("loader", ["resident", "torch"])
-def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader):
+@pytest.mark.parametrize(
+    ("loader", "device"),
+    [("resident", "cpu"), ("torch", "cpu"), pytest.param("resident", "cuda", marks=[pytest.mark.gpu, needs_gpu])],
+)
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader, device):
     common = [f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1", "checkpoint.every_steps=3"]
+    common.append(f"train.device={device}")
     whole = Trainer(config(*common, f"run.dir={tmp_path / 'whole'}"))
     whole.fit()
     kill_after(Trainer(config(*common)), steps=14)  # in the second epoch, two steps after a checkpoint
@@ -265,7 +272,7 @@ def test_a_signal_saves_and_exits(config, tmp_path, number, code):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 def test_a_step_never_waits_for_the_device(config):
     trainer = Trainer(config("train.device=cuda"))
     batches = list(trainer.loader)
@@ -279,7 +286,7 @@ def test_a_step_never_waits_for_the_device(config):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
     from vssl.engine.capture import CapturedStep
 
