@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LARS", "OptimConfig", "Schedule", "build_optimizer", "set_learning_rate"]
+__all__ = ["LARS", "OptimConfig", "Schedule", "build_optimizer", "load_optimizer", "set_learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ def build_optimizer(
         return sgd
     # capturable exists on accelerators only; fused keeps the step count on the device there.
     return torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load a state saved on any device. The rate stays the optimizer's own tensor on its device: torch would put the
+    checkpoint's in its place, on the host, where a captured step never reads it again."""
+    kept = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -20,7 +20,7 @@ from vssl.evaluation import OnlineProbe
 from vssl.evaluation.health import feature_health
 from vssl.metrics import MeanAccumulator
 from vssl.models import Gaussian, Student, Teacher, per_view
-from vssl.optim import build_optimizer, set_learning_rate
+from vssl.optim import build_optimizer, load_optimizer, set_learning_rate
 
 __all__ = ["TrainStep"]
 
@@ -235,8 +235,8 @@ class TrainStep:
     def load_state_dict(self, state: dict) -> None:
         self.student.load_state_dict(state["student"])
         self.teacher.encoder.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.loss_scale.load_state_dict(state["loss_scale"])
         if self.probe is not None:
             self.probe.load_state_dict(state["probe"])
-            self.probe_optimizer.load_state_dict(state["probe_optimizer"])
+            load_optimizer(self.probe_optimizer, state["probe_optimizer"])
