@@ -1,0 +1,93 @@
+"""Losses and gradient norms of 20 float32 steps of every method: a change of the code's form does not change them.
+
+``identity.json`` holds what was recorded, and on which processor with which torch: there the numbers must be the same
+bits. Elsewhere other kernels add in another order, so there they must only be close.
+``python tests/test_identity.py`` records anew, which only a deliberate change of the numbers excuses.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in conftest.py: the order of sums depends on it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pytest
+import torch
+
+from vssl.config import load_config
+from vssl.engine import Trainer
+
+RECORD = Path(__file__).with_name("identity.json")
+EVERY_OPERATION = ("augment.flip=0.5", "augment.solarize=[0, 0.2]", "augment.blur=[1, 0.1]")
+ARMS = {
+    "vssl, cosine, predictive": ("objective.name=vssl",),
+    "vssl, cosine, prior": ("objective.name=vssl", "objective.likelihood=prior"),
+    "vssl, gaussian, predictive": ("objective.form=gaussian",),
+    "vssl, gaussian, predictive, coupled": ("objective.form=gaussian", "objective.decoupled=false"),
+    "vssl, gaussian, prior": ("objective.form=gaussian", "objective.likelihood=prior"),
+    "vssl, two micro-batches, clipped": ("train.accumulate=2", "train.clip_grad=1"),
+    "vssl, no predictor, bicubic": ("model.predictor=false", "augment.interpolation=bicubic"),
+    "byol, LARS": ("objective.name=byol", "optim.name=lars", "optim.lr=1"),
+    "moco_v3, SGD": ("objective.name=moco_v3", "optim.name=sgd", "optim.lr=0.1"),
+    "vssl, resnet18, four steps": ("model.backbone=resnet18", "data.limit=64"),
+}
+
+
+def processor() -> str:
+    """What decides which kernels compute, as text."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    keys = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
+    facts = sorted({line for line in lines if line.split(":")[0].strip() in keys})
+    return f"torch {torch.__version__}, cpuinfo {hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}"
+
+
+def train(data: Path, run: Path, overrides: tuple[str, ...]) -> list[list[float]]:
+    """[loss, gradient norm] of every step."""
+    small = (
+        "data.limit=320",
+        "data.batch_size=32",
+        "data.image_size=16",
+        "model.projector_hidden=32",
+        "model.predictor_hidden=16",
+        "model.latent=8",
+        "train.epochs=2",
+        "train.compile=false",
+        "train.device=cpu",
+        "train.log_every=1",
+        "eval.every=0",
+    )
+    keys = [f"data.dir={data}", f"run.dir={run}", *small, *EVERY_OPERATION, *overrides]
+    Trainer(load_config("configs/demo.yaml", keys)).fit()
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [[line["loss"], line["grad_norm"]] for line in lines]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_twenty_steps_are_as_recorded(arm: str, digits: Path, tmp_path: Path) -> None:
+    record = json.loads(RECORD.read_text())
+    steps = train(digits, tmp_path / "run", ARMS[arm])
+    if record["processor"] == processor():
+        assert steps == record["steps"][arm]
+    else:
+        close = torch.tensor(steps), torch.tensor(record["steps"][arm])
+        torch.testing.assert_close(*(part[:3] for part in close), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(*close, rtol=0.05, atol=1e-3)
+
+
+def main() -> None:
+    from pipelines.convert import convert
+
+    with tempfile.TemporaryDirectory() as folder:
+        digits = Path(folder) / "digits"
+        convert("digits", None, digits, format="resident", workers=1)
+        steps = {arm: train(digits, Path(folder) / f"run-{n}", keys) for n, (arm, keys) in enumerate(ARMS.items())}
+    rows = ",\n".join(f"{json.dumps(arm)}: {json.dumps(values)}" for arm, values in steps.items())
+    RECORD.write_text(f'{{"processor": {json.dumps(processor())}, "steps": {{\n{rows}\n}}}}\n')
+
+
+if __name__ == "__main__":
+    main()
