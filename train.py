@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipelines.errors import run_command
 from vssl.config import load_config, to_yaml
-from vssl.distributed import World, join_world
-from vssl.engine import Stopped, Trainer
+from vssl.engine.distributed import World, join_world
+from vssl.engine.trainer import Stopped, Trainer
 from vssl.recipes import resolve
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.errors import UserError
+from pipelines.formats.packed import FORMATS, MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
+from pipelines.formats.staging import staged
 from pipelines.images import ImageError, Recipe, Sample, decode, prepare
-from pipelines.packed import FORMATS, MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
 from pipelines.sources import SourceSplit, load_source
-from pipelines.staging import staged
 
 __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
 

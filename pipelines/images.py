@@ -89,7 +89,7 @@ def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
 def decode(data: bytes) -> tuple[Image.Image, bool]:
     """Decode an image file completely.
 
-    Grey, palette and CMYK images become RGB, 16-bit grey is scaled to 8 bits, transparent images are laid on white,
+    Gray, palette and CMYK images become RGB, 16-bit gray is scaled to 8 bits, transparent images are laid on white,
     the EXIF orientation is applied; of an animation the first frame is taken. Colour profiles are ignored.
 
     Returns:

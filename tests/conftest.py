@@ -17,9 +17,9 @@ from loading import CPU, DATA, FORMATS, RECIPE, photographs, save
 from packing import image
 from PIL import Image
 
-from pipelines.build import build_loader
 from pipelines.convert import convert
-from pipelines.packed import open_packed
+from pipelines.formats.packed import open_packed
+from pipelines.loading.build import build_loader
 
 # Packed data
 

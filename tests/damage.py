@@ -4,9 +4,11 @@ import shutil
 
 import numpy as np
 
-from pipelines import format_dali, format_ffcv, format_resident
-from pipelines.checksums import checksum, checksum_file
-from pipelines.packed import FORMATS, open_packed
+from pipelines.formats import dali as format_dali
+from pipelines.formats import ffcv as format_ffcv
+from pipelines.formats import resident as format_resident
+from pipelines.formats.checksums import checksum, checksum_file
+from pipelines.formats.packed import FORMATS, open_packed
 
 
 def stored(folder, form, index):

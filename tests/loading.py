@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import packed
-from pipelines.types import AugmentConfig, DataConfig
+from pipelines.config import AugmentConfig, DataConfig
+from pipelines.formats import packed
 
 CPU = torch.device("cpu")
 RECIPE = AugmentConfig()

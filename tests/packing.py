@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import UserError
-from pipelines.packed import open_packed
+from pipelines.formats.packed import open_packed
 
 FFCV_FILES = {"manifest.json", "train.beton", "train-crc32.npy", "val.beton", "val-crc32.npy"}
 

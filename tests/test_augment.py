@@ -10,14 +10,14 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
-from pipelines import augment as augment_module
-from pipelines.augment import Augment, ViewParams, pixel_boxes
+from pipelines.augment import views as augment_module
+from pipelines.augment.views import Augment, ViewParams, pixel_boxes
+from pipelines.config import AugmentConfig
 from pipelines.errors import UserError
-from pipelines.types import AugmentConfig
 
 EVERYTHING = AugmentConfig(blur=(1.0, 0.5), solarize=(0.5, 0.5), hue=0.5)
 CIFAR, IMAGENET = AugmentConfig(), AugmentConfig(interpolation="bicubic", blur=(1.0, 0.1))
-OFF = AugmentConfig(flip=0.0, jitter=0.0, grey=0.0, solarize=(0.0, 0.0))
+OFF = AugmentConfig(flip=0.0, jitter=0.0, gray=0.0, solarize=(0.0, 0.0))
 
 
 def canvas(count: int, height: int, width: int, views: int = 1) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def torchvision_view(image: Tensor, config: AugmentConfig, params: ViewParams, p
     ]
     for operation in drawn["order"].argsort().tolist():
         image = adjust[operation](image)
-    if drawn["grey"]:
+    if drawn["gray"]:
         image = reference.rgb_to_grayscale(image, num_output_channels=3)
     if drawn["blur"] > 0:
         kernel = 2 * max(1, image.shape[-1] // 20) + 1
@@ -143,7 +143,7 @@ def test_params_are_drawn_as_the_recipe_says() -> None:
     shares = {
         "flip": (params.flip, (0.5, 0.5)),
         "jitter": (jittered, (0.8, 0.8)),
-        "grey": (params.grey, (0.2, 0.2)),
+        "gray": (params.gray, (0.2, 0.2)),
         "blur": (params.blur > 0, (1.0, 0.1)),
         "solarize": (params.solarize, (0.0, 0.2)),
     }
@@ -167,7 +167,7 @@ def test_params_are_drawn_as_the_recipe_says() -> None:
     assert len(found) == 24
     assert stats.chisquare(frequency).pvalue > 1e-4
     # Independent of each other, for example the views' crops and flips.
-    columns = torch.cat([params.crop.flatten(1), params.flip, params.grey, params.brightness, params.hue], dim=1)
+    columns = torch.cat([params.crop.flatten(1), params.flip, params.gray, params.brightness, params.hue], dim=1)
     correlation = torch.corrcoef(columns.double().T)
     between_views = [correlation[a, b].item() for a in range(4) for b in range(4, 8)]
     assert max(map(abs, between_views)) < 0.03
@@ -175,11 +175,11 @@ def test_params_are_drawn_as_the_recipe_says() -> None:
 
 
 def test_probabilities_of_one_and_zero() -> None:
-    config = AugmentConfig(flip=1.0, jitter=1.0, grey=1.0, blur=(0.0, 1.0), solarize=(1.0, 0.0))
+    config = AugmentConfig(flip=1.0, jitter=1.0, gray=1.0, blur=(0.0, 1.0), solarize=(1.0, 0.0))
     size = torch.full((500, 2), 32, dtype=torch.int32)
     params = Augment(config, 32).sample_params(0, 0, torch.arange(500), size)
     assert params.flip.all()
-    assert params.grey.all()
+    assert params.gray.all()
     assert (params.hue != 0).all()
     assert (params.blur[:, 0] == 0).all()
     assert (params.blur[:, 1] >= 0.1).all()

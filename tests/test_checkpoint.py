@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipelines.errors import UserError
-from vssl.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint, write_atomically
+from pipelines.files import write_atomically
+from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
 from vssl.models import ModelConfig, build_student
 
 STATE = {"step": 1, "student": {"w": torch.ones(3)}}
@@ -120,7 +121,7 @@ def test_saving_by_time(config, monkeypatch):
 
 
 def test_what_a_killed_process_left_half_written_is_removed(config, tmp_path):
-    from vssl.engine import Trainer
+    from vssl.engine.trainer import Trainer
 
     leftover = tmp_path / "run" / "checkpoints" / ".step-000000005.pt.tmp-123"
     leftover.parent.mkdir(parents=True)

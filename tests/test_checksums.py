@@ -12,13 +12,13 @@ from damage import damaged, flip_bit
 from loading import FORMATS, epoch_of
 from packing import refused, renew_manifest
 
-from pipelines import checksums as module
-from pipelines.checksums import Checksums, checksum, checksum_file
 from pipelines.convert import convert, verify
 from pipelines.errors import UserError
-from pipelines.format_ffcv import read_table
-from pipelines.packed import measure_split, open_packed, write_manifest
-from pipelines.readers import open_reader
+from pipelines.formats import checksums as module
+from pipelines.formats.checksums import Checksums, checksum, checksum_file
+from pipelines.formats.ffcv import read_table
+from pipelines.formats.packed import measure_split, open_packed, write_manifest
+from pipelines.formats.readers import open_reader
 
 COUNT = 43
 EVERY = [(form, name) for form in FORMATS for name in ("tiny", "photographs")]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from pipelines.colour import (
+from pipelines.augment.colour import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -28,15 +28,15 @@ ENHANCE = [
 
 @pytest.fixture
 def images() -> Tensor:
-    """Smooth, grey, black, white, single-coloured, two-coloured and random images, float32 [N, 3, 13, 13]."""
+    """Smooth, gray, black, white, single-coloured, two-coloured and random images, float32 [N, 3, 13, 13]."""
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, 13)
     smooth = torch.stack([ramp.expand(13, 13), ramp.expand(13, 13).T, (ramp[:, None] * ramp).flip(0)])
-    grey = ramp.expand(3, 13, 13)
+    gray = ramp.expand(3, 13, 13)
     colours = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))[:, :, None, None].expand(-1, 3, 13, 13)
     ties = torch.randint(0, 3, (4, 3, 13, 13), generator=generator) / 2
     noise = torch.randint(0, 256, (4, 3, 13, 13), generator=generator) / 255
-    return torch.cat([smooth[None], grey[None], colours, ties, noise])
+    return torch.cat([smooth[None], gray[None], colours, ties, noise])
 
 
 def check(ours: Tensor, theirs: list[Tensor], atol: float = 2e-6) -> None:
@@ -61,7 +61,7 @@ def test_hue(images: Tensor, shift: float) -> None:
     shifts = shift * torch.linspace(1, 0.5, len(images))
     result = torch.stack(adjust_hue(images.unbind(1), per_image(shifts)), dim=1)
     check(result, [reference.adjust_hue(image, s) for image, s in zip(images, shifts.tolist(), strict=True)])
-    assert torch.equal(result[1], images[1])  # a grey image has no hue
+    assert torch.equal(result[1], images[1])  # a gray image has no hue
 
 
 def test_grey(images: Tensor) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import first_batch
 
-from vssl.engine import Trainer
 from vssl.engine.compilation import compile_step
+from vssl.engine.trainer import Trainer
 
 
 @pytest.fixture

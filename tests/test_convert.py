@@ -10,8 +10,8 @@ from packing import FFCV_FILES, contents, image, spoil
 
 from pipelines.convert import _map_in_order, convert, pack_digits_if_absent, verify
 from pipelines.errors import UserError
-from pipelines.format_ffcv import read_table
-from pipelines.packed import FORMATS, measure_split, open_packed, write_manifest
+from pipelines.formats.ffcv import read_table
+from pipelines.formats.packed import FORMATS, measure_split, open_packed, write_manifest
 from pipelines.sources import load_source
 
 # What is stored
@@ -149,7 +149,7 @@ def test_an_empty_folder_and_a_link_to_one_will_do(folder, tmp_path):
 
 
 def test_a_second_conversion_to_the_same_place_is_refused(folder, tmp_path):
-    from pipelines.staging import staged
+    from pipelines.formats.staging import staged
 
     with staged(tmp_path / "out", lambda _: False) as partial:
         (partial / "file").write_text("first")

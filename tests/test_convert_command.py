@@ -25,7 +25,7 @@ def test_the_command_from_end_to_end(folder, tmp_path):
     out = tmp_path / "new/out"
     done = command("--dataset", "folder", "--source", folder, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "train: 8 images up to 90 x 120" in done.stdout and "images a second" in done.stdout
+    assert "train: 8 images up to 90 x 120" in done.stdout and "images per second" in done.stdout
     again = command("--dataset", "folder", "--source", folder, "--out", out)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert again.stderr.startswith("error: ") and "--force" in again.stderr

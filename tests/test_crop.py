@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from pipelines.crop import CROP_DRAWS, centre_boxes, crop_resize, pixel_boxes, sample_crops
+from pipelines.augment.crop import CROP_DRAWS, centre_boxes, crop_resize, pixel_boxes, sample_crops
 
 SCALE, RATIO = (0.08, 1.0), (0.75, 4 / 3)
 SIZES = [

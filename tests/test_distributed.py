@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from pipelines.errors import UserError, run_command
+from vssl.collectives import gather_equal
 from vssl.config import to_yaml
-from vssl.distributed import World, gather_equal, join_world
-from vssl.engine import Trainer
 from vssl.engine.compilation import compile_step
+from vssl.engine.distributed import World, join_world
+from vssl.engine.trainer import Trainer
 from vssl.models.norm import BatchNorm1d, BatchNorm2d, synchronise_statistics
 
 pytestmark = pytest.mark.ddp
@@ -206,7 +207,7 @@ def test_synchronised_statistics_are_those_of_the_whole_batch(processes, kind, s
 def test_a_process_alone_agrees_with_itself():
     world = World()
     rows = torch.ones(3, 2)
-    assert world.agree(15) == 15 and world.leads and world.broadcast("x") == "x"
+    assert world.agree(15) == 15 and world.is_main and world.broadcast("x") == "x"
     assert world.gather(rows) is rows and world.mean({"a": 2.0}) == {"a": 2.0}
     assert bool(world.all(torch.tensor(True))) and world.sum(rows) is rows
 

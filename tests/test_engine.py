@@ -14,8 +14,8 @@ from training import everything, first_batch
 
 from pipelines.errors import UserError
 from vssl.config import load_config, to_yaml
-from vssl.engine import Trainer
 from vssl.engine.compilation import compile_step
+from vssl.engine.trainer import Trainer
 
 
 def lines(run_dir):

@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from vssl.evaluation import knn_predict
 from vssl.evaluation.accuracy import accuracies, wilson_interval
 from vssl.evaluation.health import alignment, effective_rank, feature_health, feature_std, rankme, uniformity
+from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.linear import fit_linear, linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import (
     calibration,

@@ -10,12 +10,12 @@ import pytest
 from packing import image, refused, renew_manifest
 from PIL import Image
 
-from pipelines import format_dali
 from pipelines.convert import convert, verify
 from pipelines.errors import UserError
-from pipelines.format_dali import iter_samples
+from pipelines.formats import dali as format_dali
+from pipelines.formats.dali import iter_samples
+from pipelines.formats.packed import measure_split, open_packed, write_manifest
 from pipelines.images import decode
-from pipelines.packed import measure_split, open_packed, write_manifest
 from pipelines.sources import load_source
 
 # What is stored

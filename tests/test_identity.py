@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from vssl.config import load_config
-from vssl.engine import Trainer
+from vssl.engine.trainer import Trainer
 
 RECORD = Path(__file__).with_name("identity.json")
 EVERY_OPERATION = ("augment.flip=0.5", "augment.solarize=[0, 0.2]", "augment.blur=[1, 0.1]")

@@ -46,9 +46,9 @@ def test_rgb_is_exact(format):
 
 
 def test_grey_becomes_rgb():
-    grey = picture().convert("L")
-    result = pixels(encoded(grey))
-    assert (result == np.asarray(grey)[..., None]).all()
+    gray = picture().convert("L")
+    result = pixels(encoded(gray))
+    assert (result == np.asarray(gray)[..., None]).all()
 
 
 def test_one_bit_becomes_black_and_white():
@@ -140,7 +140,7 @@ def test_a_truncated_image_is_refused(format, share):
 
 @needs_turbojpeg
 def test_a_truncated_jpeg_with_an_end_marker_is_refused():
-    """Pillow alone would fill it up with grey."""
+    """Pillow alone would fill it up with gray."""
     data = noise_jpeg()
     with pytest.raises(ImageError, match="damaged or incomplete"):
         decode(data[: len(data) // 2] + b"\xff\xd9")

@@ -16,12 +16,13 @@ from torch import nn
 
 import vssl
 from pipelines.errors import UserError
-from pipelines.packed import open_packed
-from vssl.checkpoint import Checkpoints, backbone_weights, export_backbone
+from pipelines.formats.packed import open_packed
 from vssl.config import to_yaml
-from vssl.engine import Trainer
-from vssl.evaluation import OfflineEvaluation, knn_predict
+from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone
+from vssl.engine.trainer import Trainer
 from vssl.evaluation.accuracy import accuracies
+from vssl.evaluation.knn import knn_predict
+from vssl.evaluation.offline import OfflineEvaluation
 from vssl.models import Teacher, build_student
 from vssl.recipes import resolve
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINE = {"vssl.engine", "vssl.evaluation", "vssl.checkpoint", "vssl.metrics"}
+ENGINE = {"vssl.engine", "vssl.evaluation", "vssl.engine.checkpoint", "vssl.engine.metrics"}
 FOLDERS = {"pipelines", "vssl", "tools", "tests"}
 OPTIONAL = {"ffcv", "nvidia.dali", "tensorboard", "torch.utils.tensorboard"}
 
@@ -73,7 +73,7 @@ def shadows(root: Path) -> list[str]:
     ("importer", "forbidden"),
     [
         ("pipelines", {"vssl"}),
-        ("vssl.objectives", {"pipelines", "vssl.models", "vssl.optim"} | ENGINE),
+        ("vssl.methods", {"pipelines", "vssl.models", "vssl.optim"} | ENGINE),
         ("vssl.models", ENGINE),
         ("vssl.optim", ENGINE),
     ],
@@ -109,10 +109,10 @@ def test_offences_are_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text(source)
 
     assert offences(tmp_path, {"pipelines"}, {"vssl"}) == ["pipelines.convert imports vssl.engine"]
-    assert offences(tmp_path, {"vssl.objectives"}, {"vssl.models"}) == [
-        "vssl.objectives.byol imports vssl.models",
-        "vssl.objectives.byol imports vssl.models.heads",
-        "vssl.objectives.byol imports vssl.models.heads.Projector",
+    assert offences(tmp_path, {"vssl.methods"}, {"vssl.models"}) == [
+        "vssl.methods.byol imports vssl.models",
+        "vssl.methods.byol imports vssl.models.heads",
+        "vssl.methods.byol imports vssl.models.heads.Projector",
     ]
     assert offences(tmp_path, FOLDERS, programs(tmp_path)) == ["tools.compare imports convert"]
     assert offences(tmp_path, FOLDERS, OPTIONAL, at_import=True) == ["pipelines.loader imports nvidia.dali"]

@@ -11,18 +11,10 @@ import numpy as np
 import pytest
 import torch
 from damage import DAMAGES, damaged, destroy_huffman_table, destroy_start, halve_height
-from loading import (
-    CPU,
-    DATA,
-    RECIPE,
-    epoch_of,
-    images_of,
-    psnr,
-    whole,
-)
+from loading import CPU, DATA, RECIPE, epoch_of, images_of, psnr, whole
 
-from pipelines.build import build_loader
 from pipelines.errors import UserError
+from pipelines.loading.build import build_loader
 
 
 def test_dali_scales_images_longer_than_the_canvas_as_the_reference_does(build):

@@ -6,8 +6,8 @@ import torch
 from loading import SIDE, assert_equal, epoch_of, images_of, psnr, whole
 from torchvision.transforms.v2.functional import resize
 
-from pipelines.readers import open_reader
-from pipelines.types import AugmentConfig
+from pipelines.config import AugmentConfig
+from pipelines.formats.readers import open_reader
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -8,9 +8,9 @@ import torch
 from loading import FORMATS, RECIPE, SIDE, assert_equal, epoch_of, images_of, psnr, whole
 from torchvision.transforms.v2.functional import resized_crop
 
-from pipelines.augment import Augment, pixel_boxes
+from pipelines.augment.views import Augment, pixel_boxes
 from pipelines.errors import UserError
-from pipelines.readers import ArrayReader, ShardReader, open_reader
+from pipelines.formats.readers import ArrayReader, ShardReader, open_reader
 
 
 @pytest.mark.parametrize(("name", "least"), [("tiny", float("inf")), ("photographs", 38)])

@@ -33,12 +33,12 @@ from loading import (
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
-from pipelines.augment import Augment, pixel_boxes
-from pipelines.build import build_loader
-from pipelines.crop import crop_resize
+from pipelines.augment.crop import crop_resize
+from pipelines.augment.views import Augment, pixel_boxes
+from pipelines.config import AugmentConfig
 from pipelines.errors import UserError
-from pipelines.readers import BetonReader, open_reader
-from pipelines.types import AugmentConfig
+from pipelines.formats.readers import BetonReader, open_reader
+from pipelines.loading.build import build_loader
 
 # Pixels
 
@@ -306,9 +306,9 @@ def test_the_interpreter_ends_though_a_loader_was_never_closed(folders):
         kinds.append(("dali", "dali"))
     program = f"""
 import torch
-from pipelines.build import build_loader
-from pipelines.packed import open_packed
-from pipelines.types import AugmentConfig, DataConfig
+from pipelines.loading.build import build_loader
+from pipelines.formats.packed import open_packed
+from pipelines.config import AugmentConfig, DataConfig
 for kind, form in {kinds}:
     data = DataConfig(loader=kind, batch_size=8, workers=2, image_size=8)
     packed = open_packed({str(folders / "tiny-")!r} + form)

@@ -136,7 +136,7 @@ def test_teacher_update_keeps_the_tensors():
 
 def test_the_teachers_variance_head_is_trained():
     """Its source, the student encoder's own variance head, receives gradient."""
-    from vssl.objectives import ObjectiveConfig, build_objective
+    from vssl.methods import ObjectiveConfig, build_objective
 
     model = student()
     teacher = Teacher(model.encoder)

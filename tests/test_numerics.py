@@ -9,8 +9,8 @@ import torch
 from training import everything, first_batch
 
 from pipelines.errors import UserError
-from vssl.engine import Trainer
 from vssl.engine.precision import LossScale
+from vssl.engine.trainer import Trainer
 
 
 def break_objective(trainer, at_call):

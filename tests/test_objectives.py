@@ -7,8 +7,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from vssl.objectives import BYOL, MoCoV3, ObjectiveConfig, build_objective
-from vssl.objectives.vssl import (
+from vssl.methods import BYOL, MoCoV3, ObjectiveConfig, build_objective
+from vssl.methods.vssl import (
     cosine_kl,
     cosine_log_likelihood,
     gaussian_kl,

@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipelines.convert import convert
 from pipelines.errors import UserError
-from pipelines.format_ffcv import read_table
-from pipelines.packed import FORMATS, holds_packed, measure_split, open_packed, write_manifest
+from pipelines.formats.ffcv import read_table
+from pipelines.formats.packed import FORMATS, holds_packed, measure_split, open_packed, write_manifest
 
 # The folder
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.prefetch import BufferPool, run_ahead
+from pipelines.loading.prefetch import BufferPool, run_ahead
 
 
 def test_run_ahead_keeps_the_order_and_the_bound():

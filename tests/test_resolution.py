@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
-from vssl.engine import Stopped, Trainer
 from vssl.engine.resolution import STAGES, view_side
+from vssl.engine.trainer import Stopped, Trainer
 
 
 def test_views_grow_to_full_size_in_equal_parts_of_a_run():

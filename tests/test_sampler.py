@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.sampler import Sampler
+from pipelines.loading.sampler import Sampler
 
 
 def epoch_of(sampler, epoch):

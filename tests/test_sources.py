@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import cifar
 from pipelines.errors import UserError
-from pipelines.imagenet100 import IMAGENET100
-from pipelines.sources import load_source
+from pipelines.sources import cifar, load_source
+from pipelines.sources.imagenet100 import IMAGENET100
 
 
 def touch(root: Path, *files: str) -> Path:

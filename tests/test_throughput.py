@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines.batch import Batch
 from pipelines.convert import convert
-from pipelines.types import Batch
-from vssl.throughput import Throughput
-from vssl.throughput.floors import count_flops
-from vssl.throughput.report import advise, name_bottleneck
-from vssl.throughput.timing import Timer
+from tools.bench.floors import count_flops
+from tools.bench.report import advise, name_bottleneck
+from tools.bench.throughput import Throughput
+from tools.bench.timing import Timer
 
 QUICK = {"repeats": 2, "seconds": 0.02}
 

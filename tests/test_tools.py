@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vssl.engine import Trainer
+from vssl.engine.trainer import Trainer
 
 TOOLS = sorted(Path("tools").glob("*.py"))
 

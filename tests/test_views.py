@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTHING_RANDOM = ["augment.scale=[1, 1]", "augment.ratio=[1, 1]", "augment.jitter=0", "augment.grey=0"]
+NOTHING_RANDOM = ["augment.scale=[1, 1]", "augment.ratio=[1, 1]", "augment.jitter=0", "augment.gray=0"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparison import loaders, methods
-from comparison.images import Photographs, Pixels, open_pixels, prepare_photographs
+from pipelines.config import DataConfig
 from pipelines.errors import UserError, run_command
-from pipelines.threads import worker_count
-from pipelines.types import DataConfig
-from vssl.checkpoint import write_atomically
+from pipelines.files import write_atomically
+from pipelines.loading.threads import worker_count
+from tools.bench import loaders, methods
+from tools.bench.images import Photographs, Pixels, open_pixels, prepare_photographs
 from vssl.engine.environment import describe_environment
 
 
@@ -102,7 +102,7 @@ def _parse() -> argparse.Namespace:
     what = parser.add_subparsers(required=True, metavar="WHAT")
     by_loader = what.add_parser(
         "loaders",
-        help="images a second of our loaders and others' on the CPU",
+        help="images per second of our loaders and others' on the CPU",
         description=loaders.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -124,7 +124,7 @@ def _parse() -> argparse.Namespace:
 
     by_method = what.add_parser(
         "methods",
-        help="the methods with each other: accuracies, images a second, memory",
+        help="the methods with each other: accuracies, images per second, memory",
         description=methods.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -25,20 +25,20 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.augment import Augment
-from pipelines.build import build_loader
+from pipelines.augment.views import Augment
+from pipelines.batch import Batch
 from pipelines.errors import UserError, run_command
-from pipelines.packed import open_packed
-from pipelines.types import Batch
-from vssl.checkpoint import write_atomically
+from pipelines.files import write_atomically
+from pipelines.formats.packed import open_packed
+from pipelines.loading.build import build_loader
+from tools.bench.timing import Timer
 from vssl.config import Config, load_config, to_dict
-from vssl.engine import build_step, prepare_step
 from vssl.engine.compilation import compile_step
 from vssl.engine.environment import describe_environment
 from vssl.engine.precision import resolve_amp, resolve_device
 from vssl.engine.step import TrainStep
+from vssl.engine.trainer import build_step, prepare_step
 from vssl.recipes import resolve
-from vssl.throughput import Timer
 
 LEARNING_RATE, TAU = 1e-3, 0.99  # weights must stay finite; the time does not depend on them
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.convert import Report, convert, verify
 from pipelines.errors import run_command
-from pipelines.packed import Packed
+from pipelines.formats.packed import Packed
 from pipelines.sources import DATASETS
 
 
@@ -80,7 +80,7 @@ def _whole(low: int, high: int):
 def _print_report(report: Report) -> None:
     _print_packed(report.packed)
     count = sum(split.count for split in report.packed.splits.values())
-    print(f"{count / report.seconds:,.0f} images a second")
+    print(f"{count / report.seconds:,.0f} images per second")
     if report.skipped:
         print(f"skipped {len(report.skipped)} images; manifest.json lists them all:")
         for entry in report.skipped[:5]:

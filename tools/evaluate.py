@@ -21,10 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
-from pipelines.packed import open_packed
-from vssl.checkpoint import write_atomically
+from pipelines.files import write_atomically
+from pipelines.formats.packed import open_packed
 from vssl.engine.environment import describe_environment
-from vssl.evaluation import OfflineEvaluation
+from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.uncertainty import plot_uncertainty
 from vssl.inference import load
 

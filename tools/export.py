@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import UserError, run_command
-from vssl.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
+from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from pipelines.errors import UserError, run_command
-from pipelines.packed import open_packed
-from vssl.checkpoint import write_atomically
+from pipelines.files import write_atomically
+from pipelines.formats.packed import open_packed
 from vssl.engine.environment import describe_environment
 from vssl.engine.precision import resolve_device
 
@@ -61,7 +61,7 @@ class Step:
 
 
 def build_steps(smoke: bool, results: Path) -> list[Step]:
-    """All steps in their order. The trainings' epochs follow from the images a second that were measured."""
+    """All steps in their order. The trainings' epochs follow from the images per second that were measured."""
     pace = results / "throughput-cifar10.json"
     places = {"C10": "data/cifar10-resident", "IN100": "data/in100-ffcv", "IN100_DALI": "data/in100-dali"}
     c10, in100, dali = (Path(os.environ.get(key, place)) for key, place in places.items())

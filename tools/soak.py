@@ -30,12 +30,12 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines.build import build_loader
 from pipelines.convert import convert
 from pipelines.errors import UserError, run_command
-from pipelines.packed import open_packed
+from pipelines.formats.packed import open_packed
+from pipelines.loading.build import build_loader
 from vssl.config import load_config
-from vssl.engine import Trainer
+from vssl.engine.trainer import Trainer
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 SMALL = (

@@ -15,9 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
-from vssl.checkpoint import write_atomically
+from pipelines.files import write_atomically
+from tools.bench.report import draw, summarise
+from tools.bench.throughput import Throughput
 from vssl.config import load_config
-from vssl.throughput import Throughput, draw, summarise
 
 
 def main() -> None:

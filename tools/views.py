@@ -2,7 +2,7 @@
 """Draw what training sees: a sheet with a row for each image, first the original, then its two views epoch by epoch.
 
 Example:
-  python tools/views.py -c configs/cifar10_fast.yaml augment.grey=0.5 --out views.png
+  python tools/views.py -c configs/cifar10_fast.yaml augment.gray=0.5 --out views.png
 """
 
 import argparse
@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.augment import Augment
-from pipelines.build import build_loader
+from pipelines.augment.views import Augment
+from pipelines.config import AugmentConfig
 from pipelines.errors import UserError, run_command
-from pipelines.packed import open_packed
-from pipelines.readers import open_reader
-from pipelines.types import AugmentConfig
+from pipelines.formats.packed import open_packed
+from pipelines.formats.readers import open_reader
+from pipelines.loading.build import build_loader
 from vssl.config import load_config
 
 _CELL = 96  # least side of a view on the sheet, in pixels

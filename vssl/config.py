@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import yaml
 
+from pipelines.config import AugmentConfig, DataConfig
 from pipelines.errors import UserError
-from pipelines.types import AugmentConfig, DataConfig
-from vssl.checkpoint import CheckpointConfig
-from vssl.evaluation import EvalConfig
+from vssl.engine.checkpoint import CheckpointConfig
+from vssl.evaluation.config import EvalConfig
+from vssl.methods import ObjectiveConfig
 from vssl.models import ModelConfig
-from vssl.objectives import ObjectiveConfig
 from vssl.optim import OptimConfig
 
 __all__ = ["Config", "RunConfig", "TrainConfig", "from_dict", "load_config", "to_dict", "to_yaml"]
@@ -77,7 +77,7 @@ _RANGES = {
     "augment.contrast": _ANY,
     "augment.saturation": _ANY,
     "augment.hue": (0.0, 0.5),
-    "augment.grey": _SHARE,
+    "augment.gray": _SHARE,
     "augment.blur": _SHARE,
     "augment.blur_sigma": (1e-3, math.inf),
     "augment.solarize": _SHARE,

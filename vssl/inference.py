@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.augment import Augment
+from pipelines.augment.views import Augment
 from pipelines.errors import UserError
-from vssl.checkpoint import Checkpoints, load_checkpoint
 from vssl.config import Config, load_config
+from vssl.engine.checkpoint import Checkpoints, load_checkpoint
 from vssl.engine.precision import resolve_device
 from vssl.models import Encoder, Gaussian, Student, Teacher, build_backbone, build_student, load_backbone_weights
 from vssl.recipes import resolve

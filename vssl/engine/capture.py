@@ -2,7 +2,7 @@
 
 import torch
 
-from pipelines.types import Batch
+from pipelines.batch import Batch
 from vssl.engine.step import TrainStep
 
 __all__ = ["CapturedStep"]

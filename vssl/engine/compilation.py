@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from pipelines.types import Batch
+from pipelines.batch import Batch
 from vssl.engine.step import TrainStep
 
 __all__ = ["compile_step"]

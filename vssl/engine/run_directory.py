@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from pipelines.errors import UserError
-from vssl.checkpoint import Checkpoints, load_checkpoint, write_atomically
+from pipelines.files import write_atomically
 from vssl.config import Config, to_yaml
+from vssl.engine.checkpoint import Checkpoints, load_checkpoint
 
 __all__ = ["RunDirectory"]
 

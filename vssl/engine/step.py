@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from pipelines.augment import Augment
-from pipelines.counter import normal
-from pipelines.types import Batch
+from pipelines.augment.views import Augment
+from pipelines.batch import Batch
+from pipelines.rng import normal
 from vssl.config import Config
-from vssl.distributed import World
+from vssl.engine.distributed import World
+from vssl.engine.metrics import MeanAccumulator
 from vssl.engine.precision import LossScale, autocast
 from vssl.engine.watch import Watch
-from vssl.evaluation import OnlineProbe
 from vssl.evaluation.health import feature_health
-from vssl.metrics import MeanAccumulator
+from vssl.evaluation.probe import OnlineProbe
 from vssl.models import Gaussian, Student, Teacher, per_view
 from vssl.optim import build_optimizer, load_optimizer, set_learning_rate
 

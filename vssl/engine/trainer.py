@@ -11,26 +11,29 @@ from pathlib import Path
 
 import torch
 
-from pipelines.augment import Augment
-from pipelines.build import build_loader
+from pipelines.augment.views import Augment
+from pipelines.batch import Batch, Loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
-from pipelines.packed import Packed, open_packed
-from pipelines.types import Batch, Loader
-from vssl.checkpoint import backbone_weights, export_backbone, write_atomically
+from pipelines.files import write_atomically
+from pipelines.formats.packed import Packed, open_packed
+from pipelines.loading.build import build_loader
+from vssl.collectives import gather_equal
 from vssl.config import Config
-from vssl.distributed import World, gather_equal
 from vssl.engine.capture import CapturedStep
+from vssl.engine.checkpoint import backbone_weights, export_backbone
 from vssl.engine.compilation import compile_step
+from vssl.engine.distributed import World
 from vssl.engine.environment import describe_environment
+from vssl.engine.metrics import MetricsWriter
 from vssl.engine.precision import resolve_amp, resolve_device
 from vssl.engine.resolution import view_side
 from vssl.engine.run_directory import RunDirectory
 from vssl.engine.step import TrainStep
-from vssl.evaluation import OnlineEvaluation, OnlineProbe
-from vssl.metrics import MetricsWriter
+from vssl.evaluation.online import OnlineEvaluation
+from vssl.evaluation.probe import OnlineProbe
+from vssl.methods import build_objective
 from vssl.models import build_student, load_backbone_weights, synchronise_statistics
-from vssl.objectives import build_objective
 from vssl.optim import Schedule
 from vssl.recipes import resolve
 
@@ -121,8 +124,8 @@ class Trainer:
         world.agree()  # the others of a machine wait for its digits
         self.packed = open_packed(config.data.dir)
         _check(config, self.packed, world)
-        self.directory = RunDirectory(config, resume) if world.leads else None
-        state = world.broadcast(self.directory.state if world.leads else None)
+        self.directory = RunDirectory(config, resume) if world.is_main else None
+        state = world.broadcast(self.directory.state if world.is_main else None)
         augment = Augment(config.augment, config.data.image_size)
         self.train_step = build_step(config, self.packed, augment, self.device, world)
         self._side = config.data.image_size
@@ -160,7 +163,7 @@ class Trainer:
         """
         with self._signals(), contextlib.ExitStack() as closing:
             closing.callback(lambda: self.loader.close())  # the last of them
-            if self.world.leads:
+            if self.world.is_main:
                 environment = describe_environment(self.device, self.world.size)
                 self.directory.describe(self.config, environment | {"derived": self._derived()})
                 self.metrics = MetricsWriter(self.directory.path, self.total_steps, self.step)
@@ -186,7 +189,7 @@ class Trainer:
                     self.step += 1
                     self._after_step()
                 self._after_epoch()
-        if self.world.leads:
+        if self.world.is_main:
             weights = backbone_weights(self.train_step.student)
             export_backbone(weights, self.directory.path / "backbone.safetensors")
 
@@ -227,12 +230,12 @@ class Trainer:
         self.loader = self._build_loader()
         self.loader.load_state_dict(state)
         self.train_step.set_augment(Augment(self.config.augment, side))
-        if self.world.leads:
+        if self.world.is_main:
             print(f"views of {side} pixels from epoch {self.step // len(self.loader)} on", file=sys.stderr)
         return True
 
     def _write(self, **values: float) -> None:
-        if self.world.leads:
+        if self.world.is_main:
             self.metrics.write(self.step, self.epoch, **values)
 
     def _schedule_step(self) -> None:
@@ -244,7 +247,7 @@ class Trainer:
         )
 
     def _after_step(self) -> None:
-        if self.world.leads:
+        if self.world.is_main:
             self.metrics.advance(self.step)
         if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
             self._log()
@@ -302,7 +305,7 @@ class Trainer:
         """Write what is known of steps that were not finite, ``bad`` of them from step ``first`` on, and give up."""
         index = self.world.gather(self.train_step.watch.index).tolist()
         path = Path(self.config.run.dir) / "diagnosis.json"
-        if self.world.leads:
+        if self.world.is_main:
             diagnosis = {
                 "first_bad_step": first,
                 "bad_steps": bad,
@@ -328,7 +331,7 @@ class Trainer:
         self._write(**measured)
 
     def _save(self) -> None:
-        if not self.world.leads:  # its state is the same
+        if not self.world.is_main:  # its state is the same
             return
         state = self.train_step.state_dict() | {
             "step": self.step,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipelines.types import Loader
+from pipelines.batch import Loader
 
 __all__ = ["extract_features"]
 

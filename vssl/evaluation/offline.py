@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipelines.build import build_loader
+from pipelines.batch import Loader
 from pipelines.errors import UserError
-from pipelines.packed import Packed
-from pipelines.types import Loader
+from pipelines.formats.packed import Packed
+from pipelines.loading.build import build_loader
 from vssl.evaluation.accuracy import accuracies
 from vssl.evaluation.features import extract_features
 from vssl.evaluation.health import alignment, feature_std, rankme, uniformity

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from pipelines.augment import Augment
-from pipelines.build import build_loader
-from pipelines.packed import Packed
-from vssl.distributed import World
+from pipelines.augment.views import Augment
+from pipelines.formats.packed import Packed
+from pipelines.loading.build import build_loader
+from vssl.engine.distributed import World
 from vssl.evaluation.features import extract_features
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.probe import OnlineProbe

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vssl.checkpoint import write_atomically
+from pipelines.files import write_atomically
 
 __all__ = [
     "SCORES",
@@ -178,10 +178,10 @@ def plot_uncertainty(report: dict, path: Path) -> None:
     for name, score in report["scores"].items():
         label = f"by {name}: area {score['area']:.3f}"
         curves.plot(score["curve"]["coverage"], score["curve"]["top1"], label=label)
-    curves.axhline(report["top1"], linestyle="--", color="grey", label=f"at random: {report['top1']:.3f}")
+    curves.axhline(report["top1"], linestyle="--", color="gray", label=f"at random: {report['top1']:.3f}")
     curves.set(xlabel="share of images kept, the most certain first", ylabel="kNN top-1 among them", xlim=(0, 1))
     groups = report["calibration"]
-    reliability.axline((groups["predicted"][0],) * 2, slope=1, linestyle="--", color="grey", label="as predicted")
+    reliability.axline((groups["predicted"][0],) * 2, slope=1, linestyle="--", color="gray", label="as predicted")
     label = f"a tenth of the images each; ratio {groups['ratio']:.2f}"
     reliability.plot(groups["predicted"], groups["observed"], marker="o", label=label)
     reliability.set(xlabel="variance that the student predicts", ylabel="squared error to the teacher's other view")

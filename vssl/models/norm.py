@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vssl.distributed import gather_equal
+from vssl.collectives import gather_equal
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "freeze_statistics", "synchronise_statistics"]
 

@@ -1,0 +1,49 @@
+"""What a loader hands to the step: the batch, and the protocol of every loader."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+__all__ = ["Batch", "Loader"]
+
+
+class Batch(NamedTuple):
+    """A batch of one rank, on the device.
+
+    ``V == 1``: whole images on a padded canvas, to be cropped on the device. ``V == 2``: the two crops, already cut
+    by the loader, with the parameters of ``augment.sample_params``; ``H == W == image_size``.
+    """
+
+    pixels: Tensor  # uint8 [B, V, H, W, 3], RGB
+    size: Tensor  # int32 [B, 2], valid height and width inside H x W; what lies outside is arbitrary
+    labels: Tensor  # int64 [B], -1: no label
+    index: Tensor  # int64 [B], position in the packed split, the same in every format
+
+
+class Loader(Protocol):
+    """An epoch of batches, again and again, in the sampler's order.
+
+    The state is (seed, epoch, batches handed out), never what was prefetched: ``load_state_dict`` followed by ``iter``
+    continues with exactly the batch that would have come next. A worker's exception is raised in the caller's thread
+    with the index of the sample. Leaving an iteration early is allowed; ``close`` ends every thread and frees every
+    buffer and may be called twice.
+    """
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch; afterwards the epoch is over and ``set_epoch`` starts another."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch (counted from 0)."""
+
+    def state_dict(self) -> dict:
+        """``{"seed", "epoch", "batches"}``, all integers."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where ``state`` was taken. Raises ``UserError`` if its seed is another."""
+
+    def close(self) -> None:
+        """End threads, free buffers."""

@@ -1,0 +1,1 @@
+"""Packed data sets: one module for each format, and what they share."""

@@ -1,0 +1,1 @@
+"""Loaders: the order of samples, and how batches reach the device."""

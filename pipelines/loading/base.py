@@ -1,0 +1,138 @@
+"""What all loaders share: order and state, the canvas, the way to the device."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+
+import numpy as np
+import torch
+
+from pipelines.augment.views import Augment
+from pipelines.batch import Batch
+from pipelines.config import DataConfig
+from pipelines.errors import UserError
+from pipelines.formats.packed import Packed
+from pipelines.formats.readers import open_reader
+from pipelines.loading.sampler import Sampler
+
+__all__ = ["BaseLoader", "each_sample", "fit_canvas"]
+
+
+class BaseLoader(ABC):
+    """The ``Loader`` protocol around ``_prepare`` and ``_batches``: order and state are the sampler's.
+
+    Args:
+        packed, split: whose images.
+        sampler: gives the order; its state moves when a batch is handed out.
+        data, augment, device, train: as of ``build_loader``.
+    """
+
+    def __init__(
+        self,
+        packed: Packed,
+        split: str,
+        sampler: Sampler,
+        data: DataConfig,
+        augment: Augment,
+        device: torch.device,
+        *,
+        train: bool,
+    ) -> None:
+        self.sampler, self.device = sampler, device
+        self._packed, self._split, self._data, self._augment, self._train = packed, split, data, augment, train
+        self._reader = open_reader(packed, split)
+        self._running: Generator[Batch] | None = None
+        self._closed = False
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """The rest of the constructor."""
+
+    @abstractmethod
+    def _batches(self) -> Generator[Batch]:
+        """A batch for each of ``sampler.remaining()``. Closed, it leaves no work of its own running."""
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._stop()
+        if self._closed:
+            raise RuntimeError("the loader is closed")
+        self._running = self._run()
+        return self._running
+
+    def _run(self) -> Generator[Batch]:
+        with contextlib.closing(self._batches()) as batches:
+            for batch in batches:
+                self.sampler.advance()
+                yield batch
+                del batch  # not kept while the next is awaited
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def set_epoch(self, epoch: int) -> None:
+        self._stop()
+        self.sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._stop()
+        self.sampler.load_state_dict(state)
+
+    def close(self) -> None:
+        self._stop()
+        self._reader.close()
+        self._closed = True
+
+    def _cuts_crops(self) -> bool:
+        """Whether ``data.crops`` wants the two crops (V = 2) or whole images (V = 1) handed over."""
+        crops = self._data.crops
+        return self._train and (crops == "loader" or (crops == "auto" and self.device.type == "cpu"))
+
+    def _canvas(self) -> tuple[int, int]:
+        """Height and width that hold every image of the split, after ``fit_canvas``."""
+        split = self._packed.splits[self._split]
+        return min(split.max_height, self._data.canvas), min(split.max_width, self._data.canvas)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        """Copy what is not on the device yet on a stream of its own, beside the step's work, which waits for the copy.
+
+        Pinned memory comes from torch's caching allocator, which gives it out again only when a non-blocking copy from
+        it has finished, and device memory marked by ``record_stream`` only when the step has done with it.
+        """
+        if self._copies is None:
+            return batch
+        with torch.cuda.stream(self._copies):
+            batch = Batch(
+                *(part if part.is_cuda else part.pin_memory().to(self.device, non_blocking=True) for part in batch)
+            )
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._copies)
+        for tensor in batch:
+            tensor.record_stream(current)
+        return batch
+
+
+def fit_canvas(sizes: np.ndarray, canvas: int) -> np.ndarray:
+    """Sizes int32 [B, 2], scaled down where the longer side exceeds ``canvas`` pixels so that it equals it."""
+    scale = np.minimum(1.0, canvas / sizes.max(axis=1, keepdims=True, initial=1))
+    return np.maximum(np.rint(sizes * scale), 1).astype(np.int32)
+
+
+def each_sample(index: np.ndarray, work: Callable[[int, int], None]) -> None:
+    """Call ``work(place in the batch, sample)`` for each; an exception other than ``UserError`` names the sample."""
+    for place, sample in enumerate(index.tolist()):
+        try:
+            work(place, sample)
+        except UserError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"sample {sample}: {error}") from error

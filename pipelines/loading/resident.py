@@ -1,0 +1,62 @@
+"""The whole split in device memory: a batch is one gather there."""
+
+import math
+from collections.abc import Generator
+
+import numpy as np
+import torch
+
+from pipelines.batch import Batch
+from pipelines.errors import UserError
+from pipelines.loading.base import BaseLoader
+
+__all__ = ["ResidentLoader"]
+
+_CHUNK = 1024  # images copied to the device at once
+_HEADROOM = 0.9  # share of the free device memory that the images may take; the model needs the rest and more
+
+
+class ResidentLoader(BaseLoader):
+    """Whole images (V = 1) out of device memory, for training and evaluation.
+
+    Raises:
+        UserError: the images are larger than ``data.canvas``, or do not fit into the device's free memory.
+    """
+
+    def _prepare(self) -> None:
+        reader, canvas = self._reader, self._data.canvas
+        side = max(reader.shape[1:3])
+        if side > canvas:
+            raise UserError(
+                f"{self._packed.dir}: images are {side} pixels long, more than data.canvas={canvas}: "
+                f"set data.canvas={side} or pack again with --max-resolution {canvas}"
+            )
+        if self.device.type == "cuda":
+            self._check_memory(math.prod(reader.shape))
+        self._pixels = torch.empty(reader.shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, len(self._pixels), _CHUNK):
+            chunk = reader.canvases(start, start + _CHUNK)
+            self._pixels[start : start + len(chunk)] = torch.from_numpy(chunk)
+        self._sizes = torch.from_numpy(reader.sizes).to(self.device)
+        self._labels = torch.from_numpy(reader.labels).to(self.device)
+        reader.close()
+
+    def _check_memory(self, needed: int) -> None:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if needed > _HEADROOM * free:
+            raise UserError(
+                f"{self._packed.dir}: the {self._split} images take {needed / 2**30:.1f} GiB, {self.device} has "
+                f"{free / 2**30:.1f} free: pack the data with --format ffcv, or set data.loader=torch"
+            )
+
+    def _batches(self) -> Generator[Batch]:
+        batches = list(self.sampler.remaining())
+        # One copy an epoch; a small blocking copy for every batch would make the host wait for the device.
+        order = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *batches])).to(self.device)
+        for index in order.split([len(batch) for batch in batches]):
+            pixels, size, labels = (table.index_select(0, index) for table in (self._pixels, self._sizes, self._labels))
+            yield Batch(pixels[:, None], size, labels, index)
+
+    def close(self) -> None:
+        super().close()
+        self._pixels = self._sizes = self._labels = None

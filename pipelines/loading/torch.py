@@ -1,0 +1,137 @@
+"""The reference: torch's DataLoader and torchvision's crops over any packed format. The others must match it."""
+
+import signal
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from pipelines.augment.views import Augment, pixel_boxes
+from pipelines.batch import Batch
+from pipelines.formats.readers import Reader
+from pipelines.loading.base import BaseLoader, each_sample, fit_canvas
+from pipelines.loading.sampler import Sampler
+from pipelines.loading.threads import worker_count
+
+__all__ = ["TorchLoader"]
+
+
+class TorchLoader(BaseLoader):
+    """Two crops of each image (V = 2) for training, whole images (V = 1) for evaluation, made by worker processes."""
+
+    def _prepare(self) -> None:
+        data = self._data
+        if self._train:
+            dataset = _Crops(self._reader, self._augment, data.image_size, self.sampler.seed)
+        else:
+            dataset = _WholeImages(self._reader, self._canvas(), data.canvas)
+        workers = worker_count(data)
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,  # what the sampler asks for is a batch already
+            sampler=_Requests(self.sampler),
+            num_workers=workers,
+            prefetch_factor=-(-data.prefetch // workers),
+            worker_init_fn=_leave_signals_to_parent,
+            generator=torch.Generator(),  # else every epoch draws from the global one
+        )
+
+    def _batches(self) -> Generator[Batch]:
+        batches = iter(self._loader)
+        try:
+            for batch in batches:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield self._to_device(batch)
+        finally:
+            del batches  # which ends the workers
+
+
+class _Requests:
+    """What workers are asked for: the epoch, so that none is frozen into them, and the indices of a batch."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return ((self._sampler.epoch, index) for index in self._sampler.remaining())
+
+
+class _Batches(Dataset, ABC):
+    """Answers a request with a batch, or with the exception for the main process to raise."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch | Exception:
+        epoch, index = request
+        try:
+            pixels, size = self._draw(epoch, index)
+        except Exception as error:
+            error.add_note("".join(traceback.format_exception(error)))  # of its cause too, which a pickle loses
+            return error
+        return Batch(pixels, size, torch.from_numpy(self._reader.labels[index]), torch.from_numpy(index))
+
+    @abstractmethod
+    def _draw(self, epoch: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """A batch's pixels and sizes."""
+
+    def _image(self, sample: int) -> Tensor:
+        return torch.from_numpy(self._reader.image(sample)).permute(2, 0, 1)
+
+
+class _Crops(_Batches):
+    """Two resized crops of each image."""
+
+    def __init__(self, reader: Reader, augment: Augment, side: int, seed: int) -> None:
+        super().__init__(reader)
+        self._augment, self._side, self._seed = augment, side, seed
+        self._interpolation = InterpolationMode(augment.config.interpolation)
+
+    def _draw(self, epoch: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        size = torch.from_numpy(self._reader.sizes[index])
+        crop = self._augment.sample_params(self._seed, epoch, torch.from_numpy(index), size).crop
+        boxes = pixel_boxes(crop, size).tolist()
+        side = [self._side, self._side]
+        pixels = torch.empty((len(index), 2, *side, 3), dtype=torch.uint8)
+
+        def draw(place: int, sample: int) -> None:
+            image = self._image(sample)
+            for view, box in zip(pixels[place], boxes[place], strict=True):
+                crop = functional.resized_crop(image, *box, side, interpolation=self._interpolation, antialias=True)
+                view.copy_(crop.permute(1, 2, 0))
+
+        each_sample(index, draw)
+        return pixels, torch.full((len(index), 2), self._side, dtype=torch.int32)
+
+
+class _WholeImages(_Batches):
+    """Whole images on a canvas [H, W], those longer than ``longest`` scaled down."""
+
+    def __init__(self, reader: Reader, shape: tuple[int, int], longest: int) -> None:
+        super().__init__(reader)
+        self._shape, self._longest = shape, longest
+
+    def _draw(self, epoch: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        size = fit_canvas(self._reader.sizes[index], self._longest)
+        pixels = torch.zeros((len(index), 1, *self._shape, 3), dtype=torch.uint8)
+
+        def draw(place: int, sample: int) -> None:
+            height, width = size[place].tolist()
+            image = functional.resize(self._image(sample), [height, width], antialias=True)
+            pixels[place, 0, :height, :width] = image.permute(1, 2, 0)
+
+        each_sample(index, draw)
+        return pixels, torch.from_numpy(size)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C reaches workers too, but it is the parent that ends them, when it has saved; its handlers are its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

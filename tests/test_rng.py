@@ -1,0 +1,106 @@
+"""The counter-based numbers: what they are a function of, and how they are distributed."""
+
+import pytest
+import torch
+from scipy import stats
+
+from pipelines.rng import normal, uniform
+
+WORD = 2**64
+GAMMA, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def mix(value: int) -> int:
+    value = (value ^ (value >> 30)) * MIX_1 % WORD
+    value = (value ^ (value >> 27)) * MIX_2 % WORD
+    return value ^ (value >> 31)
+
+
+def one_number(seed: int, epoch: int, index: int, stream: int, draw: int) -> float:
+    """One number of ``uniform`` in unbounded integers."""
+    state = mix((index + GAMMA) % WORD)
+    for word in (seed, epoch, stream):
+        state = mix(state ^ ((word * MIX_2 + GAMMA) % WORD))
+    return (mix((state ^ draw) * GAMMA % WORD) >> 11) / 2**53
+
+
+def test_mixer_is_splitmix64() -> None:
+    # First outputs of Vigna's splitmix64.c with seed 1234567.
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [mix((1234567 + GAMMA * step) % WORD) for step in (1, 2, 3, 4)] == published
+
+
+def test_uniform_is_the_hash_in_any_order_and_company() -> None:
+    index = torch.tensor([0, 1, 2, 1_281_166, 2**40, 7])
+    for seed, epoch, stream in [(0, 0, 0), (1, 0, 1), (2**31 - 1, 999, 1000)]:
+        numbers = uniform(seed, epoch, index, stream, 5)
+        expected = [[one_number(seed, epoch, i, stream, draw) for draw in range(5)] for i in index.tolist()]
+        assert numbers.dtype == torch.float64
+        assert numbers.tolist() == expected
+
+
+def test_seed_and_epoch_may_be_tensors() -> None:
+    index = torch.arange(10)
+    numbers = uniform(torch.tensor(3), torch.tensor(8), index, 1, 4)
+    assert torch.equal(numbers, uniform(3, 8, index, 1, 4))
+    assert torch.equal(normal(torch.tensor(3), torch.tensor(8), index, 1, 4), normal(3, 8, index, 1, 4))
+
+
+def test_fewer_draws_are_the_first_of_more() -> None:
+    index = torch.arange(10)
+    assert torch.equal(uniform(0, 0, index, 0, 7), uniform(0, 0, index, 0, 20)[:, :7])
+
+
+def test_every_argument_matters() -> None:
+    index = torch.arange(50)
+    settings = [(seed, epoch, stream) for seed in range(4) for epoch in range(4) for stream in range(4)]
+    numbers = torch.stack([uniform(seed, epoch, index, stream, 36) for seed, epoch, stream in settings])
+    assert len(numbers.unique()) == numbers.numel()
+
+
+@pytest.mark.parametrize("across", ["index", "draw", "seed", "epoch", "stream"])
+def test_uniform_is_uniform_and_neighbours_are_independent(across: str) -> None:
+    count, one = 20_000, torch.tensor([5])
+    numbers = {
+        "index": lambda: uniform(1, 2, torch.arange(count), 0, 1)[:, 0],
+        "draw": lambda: uniform(1, 2, one, 0, count)[0],
+        "seed": lambda: torch.cat([uniform(seed, 2, one, 0, 1)[0] for seed in range(count // 10)]),
+        "epoch": lambda: torch.cat([uniform(1, epoch, one, 0, 1)[0] for epoch in range(count // 10)]),
+        "stream": lambda: torch.cat([uniform(1, 2, one, stream, 1)[0] for stream in range(count // 10)]),
+    }[across]()
+    assert stats.kstest(numbers, "uniform").pvalue > 1e-4
+    pairs = (numbers * 8).long()
+    table = torch.bincount(8 * pairs[:-1] + pairs[1:], minlength=64)
+    assert stats.chisquare(table).pvalue > 1e-4
+    lowest_bits = (numbers * 2**53).long() % 16
+    assert stats.chisquare(torch.bincount(lowest_bits, minlength=16)).pvalue > 1e-4
+
+
+def test_normal_is_normal() -> None:
+    numbers = normal(0, 0, torch.arange(4000), 1000, 7)
+    assert numbers.shape == (4000, 7)
+    assert numbers.dtype == torch.float32
+    assert numbers.isfinite().all()
+    assert stats.kstest(numbers.flatten(), "norm").pvalue > 1e-4
+    correlation = torch.corrcoef(numbers.T) - torch.eye(7)
+    assert correlation.abs().max() < 0.06
+    # Sine and cosine of one angle share their radius, but nothing that squares would show.
+    assert torch.corrcoef(numbers.square().T).sub(torch.eye(7)).abs().max() < 0.06
+
+
+@pytest.mark.slow
+def test_compiled_numbers_are_the_same() -> None:
+    index, epoch = torch.arange(70), torch.tensor(3)
+
+    def draw(epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return uniform(0, epoch, index, 1, 37)
+
+    assert torch.equal(torch.compile(draw, fullgraph=True)(epoch, index), draw(epoch, index))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_device_gives_the_same_numbers() -> None:
+    index, epoch = torch.arange(1000), torch.tensor(3)
+    assert torch.equal(uniform(0, epoch.cuda(), index.cuda(), 1, 37).cpu(), uniform(0, epoch, index, 1, 37))
+    torch.testing.assert_close(normal(0, 3, index.cuda(), 1, 36).cpu(), normal(0, 3, index, 1, 36))

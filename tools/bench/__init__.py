@@ -1,0 +1,1 @@
+"""Everything that measures: throughput, loaders and their peers, methods side by side, the step."""

@@ -1,0 +1,284 @@
+"""Methods side by side: one config, budget and list of seeds; accuracies, health of the features, images per second.
+
+An arm is a name and the overrides that make it differ from the others. Its runs lie in WORK/NAME/seedN; one that
+was cut off continues, one that is there already is not trained or evaluated again.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import multiprocessing
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.files import write_atomically
+from pipelines.formats.packed import open_packed
+from tools.bench.throughput import Throughput
+from vssl.config import Config, load_config, to_dict
+from vssl.engine.environment import describe_environment
+from vssl.engine.precision import resolve_device
+from vssl.evaluation.offline import OfflineEvaluation
+from vssl.inference import load
+from vssl.recipes import resolve
+
+__all__ = ["compare_methods"]
+
+METHODS = ("vssl", "byol", "moco_v3")
+
+# What a run is judged by, and what tells whether it is healthy.
+ACCURACIES = {"knn_top1": "kNN", "online_top1": "online", "linear_top1": "linear"}
+HEALTH = {"feature_std": "spread", "logvar_student": "log-var.", "on_bound": "on bound"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The runs of an arm, one dict of figures a seed."""
+
+    arm: Arm
+    runs: list[dict]
+
+    def mean(self, key: str) -> float | None:
+        """Over the seeds; None where no run has it."""
+        values = [run[key] for run in self.runs if key in run]
+        return statistics.fmean(values) if values else None
+
+    def standard_error(self, key: str) -> float | None:
+        """Of the mean over the seeds; None for fewer than two."""
+        values = [run[key] for run in self.runs if key in run]
+        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Training's source images per second, the median of blocks measured in turn with the other arms', and its memory."""
+
+    images_per_second: float
+    low: float
+    high: float
+    repeats: int
+    memory: dict[str, int]  # peaks in bytes, of a process of its own
+
+
+def compare_methods(arguments: argparse.Namespace) -> None:
+    """What ``tools/compare.py methods`` does.
+
+    Raises:
+        UserError: a wrong key or arm; a folder that holds another run; a training that failed.
+    """
+    arms = [parse_arm(text) for text in arguments.arm or (f"{name} objective.name={name}" for name in METHODS)]
+    if len({arm.name for arm in arms}) < len(arms):
+        raise UserError("every --arm needs a name of its own")
+    # All are read before any is trained: a wrong key should not cost hours.
+    configs = {arm.name: resolve(load_config(arguments.config, [*arguments.overrides, *arm.overrides])) for arm in arms}
+    measured = [run_arm(arm, arguments.config, arguments.overrides, arguments.seeds, arguments.work) for arm in arms]
+    paces = measure_pace(configs, arguments.repeats, arguments.seconds) if arguments.repeats else {}
+    print(summarise(measured, paces))
+    first = configs[arms[0].name]
+    if arguments.json:
+        report = {
+            "command": shlex.join(["python", *sys.argv]),
+            "environment": describe_environment(resolve_device(first.train.device), world_size=1),
+            "arms": {m.arm.name: _describe(m, configs[m.arm.name], paces.get(m.arm.name)) for m in measured},
+        }
+        write_atomically(arguments.json, lambda file: file.write_text(json.dumps(report, indent=2) + "\n"))
+    if arguments.plot:
+        title = f"{first.model.backbone}, {first.train.epochs} epochs, seeds {', '.join(map(str, arguments.seeds))}"
+        write_atomically(arguments.plot, lambda file: draw(measured, title, file))
+
+
+def _describe(measured: Measured, config: Config, pace: Pace | None) -> dict:
+    """Plain values for a report."""
+    return {
+        "overrides": measured.arm.overrides,
+        "config": to_dict(config),
+        "mean": {key: measured.mean(key) for key in ACCURACIES},
+        "standard_error": {key: measured.standard_error(key) for key in ACCURACIES},
+        "pace": pace and dataclasses.asdict(pace),
+        "runs": measured.runs,
+    }
+
+
+def parse_arm(text: str) -> Arm:
+    """``NAME key=value ...``
+
+    Raises:
+        UserError: no name, or one that cannot be a folder's.
+    """
+    name, *overrides = text.split() or [""]
+    if not name or "=" in name or "/" in name or name.startswith("."):
+        raise UserError(f"--arm {text!r} must have the form 'NAME key=value ...'")
+    return Arm(name, tuple(overrides))
+
+
+def run_arm(arm: Arm, config: str, overrides: Sequence[str], seeds: Sequence[int], work: Path) -> Measured:
+    """Train and evaluate an arm with every seed, or find it done.
+
+    Raises:
+        UserError: a wrong key; a folder that holds another run; a training that failed.
+    """
+    runs = []
+    for seed in seeds:
+        directory = work / arm.name / f"seed{seed}"
+        keys = [*overrides, *arm.overrides, f"train.seed={seed}", f"run.dir={directory}"]
+        _train(resolve(load_config(config, keys)), [config, *keys], directory)
+        runs.append({"seed": seed, **_figures(directory)})
+    return Measured(arm, runs)
+
+
+def _train(config: Config, words: Sequence[str], directory: Path) -> None:
+    written = directory / "config.yaml"
+    if written.exists() and to_dict(load_config(written)) != to_dict(config):
+        raise UserError(f"{directory} holds a run of another config: name another --work, or remove it")
+    if (directory / "backbone.safetensors").exists():
+        return
+    train = [sys.executable, str(Path(__file__).resolve().parents[2] / "train.py"), "-c", *words, "--resume", "auto"]
+    print(f"== {directory}", flush=True)
+    code = subprocess.run(train).returncode
+    if code:
+        raise UserError(f"the training in {directory} ended with exit code {code}; what it saved is kept")
+
+
+def _figures(directory: Path) -> dict:
+    """A finished run's accuracies on val and its last line of diagnostics."""
+    file = directory / "evaluation.json"
+    if not file.exists():
+        model = load(directory)
+        evaluation = OfflineEvaluation(model, open_packed(model.config.data.dir))
+        text = json.dumps([evaluation.knn(), evaluation.linear()], indent=2) + "\n"
+        write_atomically(file, lambda temporary: temporary.write_text(text))
+    knn, linear = json.loads(file.read_text())
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    curve = {line["epoch"]: line["knn_top1"] for line in lines if "knn_top1" in line}
+    last = {key: value for line in lines for key, value in line.items()}
+    environment = json.loads((directory / "environment.json").read_text())
+    return {
+        "commit": environment["commit"],
+        "hardware": environment["hardware"],
+        "knn_curve": curve,
+        "knn_top1": knn["top1"],
+        "linear_top1": linear["top1"],
+        "count": knn["count"],
+        **{key: last[key] for key in ("online_top1", "loss", *HEALTH) if key in last},
+        **{key: knn[key] for key in ("rankme", "uniformity", "alignment")},
+    }
+
+
+def measure_pace(configs: dict[str, Config], repeats: int, seconds: float) -> dict[str, Pace]:
+    """How fast each trains on this machine, a block of each in turn, each in a process of its own."""
+    with ExitStack() as closing:
+        spawn = multiprocessing.get_context("spawn")
+        homes = {name: closing.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for name in configs}
+        for name, config in configs.items():
+            homes[name].submit(_open_run, config, seconds).result()
+        blocks = {name: [] for name in configs}
+        for _ in range(repeats):
+            for name, home in homes.items():
+                blocks[name].append(home.submit(_train_block).result())
+        memory = {name: home.submit(_close_run).result() for name, home in homes.items()}
+    return {
+        name: Pace(statistics.median(rates), min(rates), max(rates), repeats, memory[name])
+        for name, rates in blocks.items()
+    }
+
+
+_run: Throughput  # of a process of measure_pace
+
+
+def _open_run(config: Config, seconds: float) -> None:
+    global _run
+    _run = Throughput(config, repeats=1, seconds=seconds)
+    _run.end_to_end()
+
+
+def _train_block() -> float:
+    return _run.end_to_end().per_second
+
+
+def _close_run() -> dict[str, int]:
+    _run.close()
+    return _run.memory()
+
+
+def summarise(measured: Sequence[Measured], paces: dict[str, Pace]) -> str:
+    """A table, and how far the others lie from the first arm."""
+    width = max(len(m.arm.name) for m in measured)
+    heads = "".join(f"{head:>15}" for head in ACCURACIES.values()) + "".join(f"{head:>10}" for head in HEALTH.values())
+    lines = [f"{'':<{width}} seeds  untrained{heads}{'images/s':>10}{'memory':>10}"]
+    for m in measured:
+        untrained = statistics.fmean(next(iter(run["knn_curve"].values()), math.nan) for run in m.runs)
+        cells = "".join(f"{_percent(m.mean(key), m.standard_error(key)):>15}" for key in ACCURACIES)
+        cells += "".join(f"{'-' if (value := m.mean(key)) is None else f'{value:.3f}':>10}" for key in HEALTH)
+        if m.arm.name in paces:
+            pace = paces[m.arm.name]
+            peak = pace.memory.get("gpu_bytes", pace.memory["host_bytes"])
+            cells += f"{pace.images_per_second:>10,.0f}{f'{peak / 1e9:.1f} GB':>10}"
+        lines.append(f"{m.arm.name:<{width}} {len(m.runs):>5}  {100 * untrained:>9.1f}{cells}")
+    first, *others = measured
+    for other in others:
+        difference, error = _paired(first, other, "knn_top1")
+        spread = "" if error is None else f" +- {100 * error:.1f}"
+        lines.append(f"kNN, {first.arm.name} - {other.arm.name}: {100 * difference:+.1f}{spread} points")
+    return "\n".join(lines)
+
+
+def _percent(mean: float | None, error: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" + ("" if error is None else f" +- {100 * error:.1f}")
+
+
+def _paired(first: Measured, other: Measured, key: str) -> tuple[float, float | None]:
+    """Mean difference over the seeds that both have, and its standard error."""
+    theirs = {run["seed"]: run[key] for run in other.runs}
+    differences = [{key: run[key] - theirs[run["seed"]]} for run in first.runs]
+    paired = Measured(first.arm, differences)
+    return paired.mean(key), paired.standard_error(key)
+
+
+def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
+    """Accuracies with their standard errors and every seed, and kNN over the epochs, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(11, 4), layout="constrained")
+    bars, curves = figure.subplots(1, 2)
+    width = 0.8 / len(measured)
+    for place, m in enumerate(measured):
+        colour = f"C{place}"
+        for group, key in enumerate(ACCURACIES):
+            x = group + (place - (len(measured) - 1) / 2) * width
+            seeds = [100 * run[key] for run in m.runs if key in run]
+            if seeds:
+                error = m.standard_error(key)
+                bar = bars.bar(x, 100 * m.mean(key), 0.9 * width, yerr=error and 100 * error, color=colour, alpha=0.6)
+                bars.bar_label(bar, fmt="%.1f", fontsize=7, label_type="center")
+                bars.scatter([x] * len(seeds), seeds, s=8, color="black", zorder=3)
+        shared = [epoch for epoch in m.runs[0]["knn_curve"] if all(epoch in run["knn_curve"] for run in m.runs)]
+        means = [100 * statistics.fmean(run["knn_curve"][epoch] for run in m.runs) for epoch in shared]
+        curves.plot(shared, means, marker=".", color=colour, label=m.arm.name)
+    bars.set_xticks(range(len(ACCURACIES)), ACCURACIES.values())
+    lowest = min(100 * run[key] for m in measured for run in m.runs for key in ACCURACIES if key in run)
+    bars.set(ylabel="top-1, %", ylim=(max(0, lowest - 10), None))
+    curves.set(xlabel="epoch", ylabel="kNN top-1 during training, %")
+    curves.grid(alpha=0.3)
+    curves.legend()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110, format="png")
+    pyplot.close(figure)

@@ -1,0 +1,314 @@
+"""The stages of a run, each measured alone and then all together."""
+
+import contextlib
+import dataclasses
+import itertools
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipelines.augment.views import Augment
+from pipelines.batch import Batch
+from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
+from pipelines.formats.ffcv import read_table
+from pipelines.formats.packed import open_packed
+from pipelines.loading.build import build_loader
+from pipelines.loading.dali import DaliLoader
+from pipelines.loading.ffcv import FfcvLoader
+from pipelines.loading.resident import ResidentLoader
+from pipelines.loading.threads import worker_count
+from tools.bench.decoding import JpegDecoder
+from tools.bench.floors import copy_bandwidth, count_flops, matrix_rate, memory_bandwidth
+from tools.bench.report import advise, name_bottleneck
+from tools.bench.timing import Rate, Timer, replayable
+from vssl.config import Config, to_dict
+from vssl.engine.environment import describe_environment
+from vssl.engine.precision import resolve_amp, resolve_device
+from vssl.engine.step import TrainStep
+from vssl.engine.trainer import build_step, prepare_step
+from vssl.models import per_view
+from vssl.recipes import resolve
+
+__all__ = ["Throughput"]
+
+_CACHED = 4  # batches that the step and the augmentation are given again and again
+_TRACED = 5  # steps in a trace
+
+
+class Throughput:
+    """Measures a run of ``config`` on this machine, without writing a run directory.
+
+    Args:
+        config: as loaded; ``null`` values are resolved here.
+        repeats: blocks a stage, of which the median counts.
+        seconds: that a block lasts; at least one batch.
+
+    Attributes:
+        loader, step: what is measured, built as a run builds them.
+
+    Raises:
+        UserError: as ``Trainer``.
+    """
+
+    def __init__(self, config: Config, *, repeats: int = 5, seconds: float = 1.0) -> None:
+        self.config = config = resolve(config)
+        self.device = resolve_device(config.train.device)
+        if Path(config.data.dir) == DIGITS_DIR:
+            pack_digits_if_absent(DIGITS_DIR)
+        self.packed = open_packed(config.data.dir)
+        self.step = build_step(config, self.packed, Augment(config.augment, config.data.image_size), self.device)
+        seed = config.train.seed
+        self.loader = build_loader(
+            config.data, config.augment, self.packed, "train", train=True, seed=seed, device=self.device
+        )
+        self.timer = Timer(self.device, repeats, seconds)
+        self._run: Callable[[Batch], None] | None = None
+        self._steps = 0
+
+    def measure(self) -> dict:
+        """Everything, in the order that the docs describe; see docs/performance.md for the meaning of each figure."""
+        cached = self._cache_batches()
+        flops = count_flops(self.step, cached[0])
+        stages = {"decode": self._decode(), "load": self._load(), "copy": self._copy(cached[0])}
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        started = time.perf_counter()
+        self._run = prepare_step(self.step, cached[0])
+        preparation = time.perf_counter() - started
+        stages["augment"] = self._alone(lambda: self._views(cached[0]), cached[0])
+        endless = itertools.cycle(cached)
+        stages["step"] = self.timer.rate(lambda: self._train(next(endless)))
+        stages["end_to_end"] = self.end_to_end()
+        stages = {name: rate for name, rate in stages.items() if rate is not None}
+        memory = self.memory()
+
+        hardware, floors = self._floors(cached[0], flops, stages)
+        split = self._split(cached[0])
+        bottleneck = name_bottleneck({name: rate.milliseconds for name, rate in stages.items()} | split)
+        costs = self._augment_costs(cached[0]) if bottleneck == "augment" else {}
+        ceilings = floors | {"load": floors.get("decode"), "step": floors["arithmetic"]}
+        ceilings["end_to_end"] = min(floors.values())
+        return {
+            "environment": describe_environment(self.device, world_size=1),
+            "config": to_dict(self.config),
+            "stages": {name: _as_stage(rate, ceilings.get(name)) for name, rate in stages.items()},
+            "bottleneck": bottleneck,
+            "advice": advise(bottleneck, self.config, self.packed.format, self.device.type, self._workers, costs),
+            "floor_fraction": stages["end_to_end"].per_second / ceilings["end_to_end"],
+            "ceiling_fraction": stages["end_to_end"].per_second / stages["step"].per_second,
+            "floors": floors,
+            "hardware": hardware,
+            "flops_per_image": flops,
+            "model_flop_utilisation": stages["step"].per_second / floors["arithmetic"],
+            "step_milliseconds": split,
+            "augment_share": stages["step"].per_second / stages["augment"].per_second,
+            "update_share": split["optimizer_and_ema"] / stages["step"].milliseconds,
+            "compiled": self.step.compiled,
+            "preparation_seconds": preparation,
+            "memory": memory,
+        }
+
+    def end_to_end(self) -> Rate:
+        """Training alone: the step fed by the loader. The first call prepares the step."""
+        batches = self._batches()
+        self._run = self._run or prepare_step(self.step, next(batches))
+        try:
+            return self.timer.rate(lambda: self._train(next(batches)))
+        finally:
+            batches.close()
+
+    def memory(self) -> dict[str, int]:
+        """Peaks in bytes: of this process, and what the step took of the GPU."""
+        peak = {"host_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+        if self.device.type == "cuda":
+            peak["gpu_bytes"] = torch.cuda.max_memory_reserved(self.device)
+        return peak
+
+    def trace(self, path: Path) -> None:
+        """Write a trace of a few steps, end to end, for Perfetto or chrome://tracing."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        batches = self._batches()
+        self._run = self._run or prepare_step(self.step, next(batches))
+        for _ in range(_TRACED):
+            self._train(next(batches))
+        with torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(_TRACED):
+                self._train(next(batches))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        batches.close()
+        profiler.export_chrome_trace(str(path))
+
+    def close(self) -> None:
+        """End the loader's threads."""
+        self.loader.close()
+
+    @property
+    def _workers(self) -> int:
+        return worker_count(self.config.data)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Epoch after epoch."""
+        for epoch in itertools.count():
+            self.loader.set_epoch(epoch)
+            yield from self.loader
+
+    def _cache_batches(self) -> list[Batch]:
+        batches = self._batches()
+        cached = list(itertools.islice(batches, min(_CACHED, len(self.loader))))
+        batches.close()
+        return cached
+
+    def _train(self, batch: Batch) -> int:
+        """A step with all that the loop does around it; returns the batch's images."""
+        if self._steps % self.config.train.log_every == 0 and self._steps:
+            self.step.metrics.read()
+        # The rates of a warm-up's beginning: untrained weights stay finite for as long as this takes.
+        self.step.set_schedule(0, 0.01 * self.config.optim.lr, 0.01 * self.config.eval.probe_lr, self.config.optim.tau)
+        self._run(batch)
+        self._steps += 1
+        return len(batch.index)
+
+    def _views(self, batch: Batch) -> torch.Tensor:
+        return self.step.views(batch.pixels, batch.size, batch.index)
+
+    def _decode(self) -> Rate | None:
+        """libjpeg-turbo on the samples, at the scales and with the number of threads of the loader."""
+        path = self.packed.dir / "train.beton"
+        if self.packed.format != "ffcv" or not read_table(path).jpeg.any():
+            return None
+        decoder = JpegDecoder(path, self._workers)
+        self.loader.set_epoch(0)
+        indices = list(itertools.islice(self.loader.sampler.remaining(), 32))
+        scales = self.loader.denominators if isinstance(self.loader, FfcvLoader) else np.ones_like
+        samples = [(index, scales(index)) for index in indices]
+        batches = decoder.batches(itertools.cycle(samples), self.config.data.prefetch)
+        try:
+            return self.timer.rate(lambda: next(batches))
+        finally:
+            batches.close()
+            decoder.close()
+
+    def _load(self) -> Rate:
+        batches = self._batches()
+        try:
+            return self.timer.rate(lambda: len(next(batches).index))
+        finally:
+            batches.close()
+
+    def _copy(self, batch: Batch) -> Rate | None:
+        """A batch from pinned memory to the device; nothing is copied where its pixels live or are decoded there."""
+        if self.device.type != "cuda" or isinstance(self.loader, ResidentLoader | DaliLoader):
+            return None
+        pinned = [part.cpu().pin_memory() for part in batch]
+
+        def copy() -> int:
+            for part in pinned:
+                part.to(self.device, non_blocking=True)
+            return len(batch.index)
+
+        return self.timer.rate(copy)
+
+    def _floors(self, batch: Batch, flops: float, stages: dict[str, Rate]) -> tuple[dict, dict[str, float]]:
+        """What the hardware was measured to give, and the images per second that each part of it allows."""
+        amp = resolve_amp(self.config.train.amp, self.device) or torch.float32
+        matrix, memory = matrix_rate(self.timer, amp), memory_bandwidth(self.timer)
+        images = len(batch.index)
+        image_bytes = batch.pixels.nbytes / images
+        view_bytes = 2 * 3 * self.config.data.image_size**2 * 4
+        hardware = {"matrix_flops": matrix.per_second, "matrix_dtype": str(amp), "memory_bytes": memory.per_second}
+        floors = {
+            "arithmetic": matrix.per_second / flops,
+            "augment": memory.per_second / (image_bytes + view_bytes),  # each pixel read once, each view written once
+        }
+        if "decode" in stages:
+            floors["decode"] = stages["decode"].per_second
+        if "copy" in stages:
+            hardware["copy_bytes"] = copy_bandwidth(self.timer).per_second
+            floors["copy"] = hardware["copy_bytes"] / image_bytes
+        return hardware, floors
+
+    def _split(self, batch: Batch) -> dict[str, float]:
+        """Milliseconds a batch of the parts of the step behind the augmentation, each measured alone.
+
+        ``network`` is teacher, student, objective and backward together; ``backward`` what the first two leave of it.
+        """
+        step, views = self.step, self._views(batch)
+
+        # Results are returned lest the compiler leave out what makes them.
+        def teacher() -> object:
+            with torch.no_grad(), step.autocast():
+                return per_view(step.teacher.encoder, views)
+
+        def student() -> object:
+            with step.autocast():
+                return per_view(step.student, views)
+
+        compile = torch.compile if step.compiled else lambda work, **_: work
+        parts = {"teacher": teacher, "student_forward": student}
+        split = {
+            name: self._alone(compile(work, fullgraph=True, dynamic=False), batch).milliseconds
+            for name, work in parts.items()
+        }
+        with _ready_views(step, batch):
+            network = self._alone(lambda: step.backward(batch), batch).milliseconds
+            metrics = step.backward(batch)
+        split["backward"] = network - sum(split.values())
+        split["network"] = network
+        split["optimizer_and_ema"] = self._alone(lambda: step.update(metrics), batch).milliseconds
+        return split
+
+    def _alone(self, work: Callable[[], object], batch: Batch) -> Rate:
+        """``work`` on ``batch``, on a GPU captured as it is in the step."""
+        run, images = replayable(work, self.device), len(batch.index)
+
+        def call() -> int:
+            run()
+            return images
+
+        return self.timer.rate(call)
+
+    def _augment_costs(self, batch: Batch) -> dict[str, float]:
+        """The share of the augmentation's time that goes away with each of its config keys' operations."""
+        seed, image_size = self.config.train.seed, self.config.data.image_size
+        off = {"jitter": 0.0, "gray": 0.0, "blur": (0.0, 0.0), "solarize": (0.0, 0.0)}
+
+        def milliseconds(**changes: object) -> float:
+            augment = Augment(dataclasses.replace(self.config.augment, **changes), image_size)
+            params = augment.sample_params(seed, 0, batch.index, batch.size)
+            return self._alone(lambda: augment.apply(batch.pixels, params), batch).milliseconds
+
+        whole = milliseconds()
+        costs = {f"augment.{key}": 1 - milliseconds(**{key: value}) / whole for key, value in off.items()}
+        # What remains with everything off is the crop, whose cost follows the canvas, and normalisation.
+        return costs | {"data.canvas": milliseconds(**off) / whole}
+
+
+@contextlib.contextmanager
+def _ready_views(step: TrainStep, batch: Batch) -> Iterator[None]:
+    """Let ``step`` find the views of ``batch`` (and of its micro-batches) made already."""
+    micros = zip(*(part.chunk(step.config.train.accumulate) for part in batch), strict=True)
+    made = itertools.cycle([step.views(pixels, size, index) for pixels, size, _, index in micros])
+    step.views = lambda *_: next(made)
+    try:
+        yield
+    finally:
+        del step.views
+
+
+def _as_stage(rate: Rate, ceiling: float | None) -> dict:
+    stage = {
+        "images_per_second": rate.per_second,
+        "low": rate.low,
+        "high": rate.high,
+        "repeats": rate.repeats,
+        "milliseconds": rate.milliseconds,
+        "cpu_cores": rate.cpu_cores,
+    }
+    return stage | ({"floor_fraction": rate.per_second / ceiling} if ceiling else {})

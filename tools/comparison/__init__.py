@@ -1,1 +1,0 @@
-"""What tools/compare.py measures: this project beside its peers."""

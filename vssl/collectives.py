@@ -1,0 +1,40 @@
+"""Exchanges between processes that a network takes part in: differentiable, one node of a compiled graph each."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["gather_equal"]
+
+
+# An operator of torch's own kind, so that it stays one node of a compiled graph.
+@torch.library.custom_op("vssl::gather_equal", mutates_args=())
+def gather_equal(rows: Tensor) -> Tensor:
+    """Rows [n, ...] of all processes, as many on each, in the order of ranks: [size * n, ...]. Differentiable: a row's
+    gradient is the sum of what all processes have for it."""
+    rows = rows.contiguous()
+    gathered = rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered
+
+
+@gather_equal.register_fake
+def _(rows: Tensor) -> Tensor:
+    return rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
+
+
+@torch.library.custom_op("vssl::scatter_sum", mutates_args=())
+def _scatter_sum(gradient: Tensor) -> Tensor:
+    """The reverse: this process's rows of the sum over all processes."""
+    gradient = gradient.contiguous()
+    own = gradient.new_empty((gradient.shape[0] // dist.get_world_size(), *gradient.shape[1:]))
+    dist.reduce_scatter_tensor(own, gradient)
+    return own
+
+
+@_scatter_sum.register_fake
+def _(gradient: Tensor) -> Tensor:
+    return gradient.new_empty((gradient.shape[0] // dist.get_world_size(), *gradient.shape[1:]))
+
+
+gather_equal.register_autograd(lambda context, gradient: _scatter_sum(gradient))

@@ -1,0 +1,122 @@
+"""Saving that never loses what is complete, and exact resume."""
+
+import re
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.errors import UserError
+from pipelines.files import write_atomically
+
+__all__ = [
+    "CheckpointConfig",
+    "Checkpoints",
+    "backbone_weights",
+    "export_backbone",
+    "load_checkpoint",
+]
+
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save."""
+
+    every_steps: int = 0  # 0: at the end of each epoch
+    every_minutes: float = 0.0  # and whenever the last one is this old; 0: never for that
+    keep: int = 2  # newest checkpoints kept
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values, on the CPU, after its checksums were compared; nothing in the file is
+    executed.
+
+    Raises:
+        UserError: no such file, or not a whole checkpoint of this program.
+    """
+    try:
+        # torch.save writes a CRC-32 for each tensor, which torch.load does not look at.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{path} is not a whole checkpoint: the checksum of {damaged} is another")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint at {path}") from error
+    except Exception as error:  # torch.load raises many kinds for a torn or foreign file
+        raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
+    if not isinstance(state, dict) or "step" not in state or "student" not in state:
+        raise UserError(f"{path} is not a checkpoint of this program")
+    return state
+
+
+class Checkpoints:
+    """The ``checkpoints/`` folder of a run: ``step-000001234.pt``, the newest ``keep`` of them."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory, self.keep = directory, keep
+
+    def paths(self) -> list[Path]:
+        """Oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        path = self.directory / f"step-{step:09d}.pt"
+        write_atomically(path, lambda temporary: _save(state, temporary))
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint; a torn newer one is passed over with a line on standard error. None if there are
+        no checkpoints at all.
+
+        Raises:
+            UserError: there are checkpoints, but none is whole.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                return load_checkpoint(path)
+            except UserError as error:
+                print(f"passed over: {error}", file=sys.stderr)
+        if paths:
+            raise UserError(
+                f"none of the {len(paths)} checkpoints in {self.directory} is whole: remove them to start afresh"
+            )
+        return None
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # its writer's word for a write that failed
+        raise OSError("the file system took only a part of it, is the disk full?") from error
+
+
+def export_backbone(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a backbone's state dict as safetensors with torchvision's keys, without ``fc``.
+
+    Nothing but tensors goes in (no date, path or host): the same training gives the same bytes.
+    """
+    from safetensors.torch import save
+
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(weights.items())}
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(plain)))
+
+
+def backbone_weights(student: nn.Module | dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's part of a student's state dict, with torchvision's keys."""
+    state = student.state_dict() if isinstance(student, nn.Module) else student
+    prefix = "encoder.backbone."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,193 @@
+"""The processes of one run, as torchrun starts them: who is who, what they tell each other, how they end together."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.errors import UserError
+from vssl.collectives import gather_equal
+
+__all__ = ["World", "join_world"]
+
+_FAREWELL = timedelta(seconds=20)  # how long a failing process waits for the others to hear of it
+
+
+class _PeerFailedError(Exception):
+    """Another process failed and says why; this one has only to end. ``code``: its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("another process of this run failed")
+        self.code = code
+
+
+class World:
+    """This process among all of the run. ``World()`` is a process alone, for which every method does nothing.
+
+    What the host must agree on goes over gloo, on a group of its own, so that the device's queue never waits for it and
+    a process that fails can say so whatever the others are doing. All methods but ``claim`` are collective: every
+    process calls them in the same order. Those named in the second group raise (and end the process quietly)
+    when another process has failed.
+
+    Attributes:
+        rank, size, local_rank: of this process; ``size`` processes in all, ``local_rank`` counts on this machine.
+        restarts: how often torchrun has restarted the processes (``--max-restarts``).
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        local_rank: int = 0,
+        restarts: int = 0,
+        control: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.rank, self.size, self.local_rank, self.restarts = rank, size, local_rank, restarts
+        self._control = control
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes, logs and exports."""
+        return self.rank == 0
+
+    def claim(self, device: torch.device) -> None:
+        """Make this process's own GPU the current one. Raises UserError if the machine has fewer than processes."""
+        if self.size > 1 and device.type == "cuda":
+            if self.local_rank >= torch.cuda.device_count():
+                raise UserError(
+                    f"--nproc-per-node asks for a GPU each, here are {torch.cuda.device_count()}: "
+                    "start fewer processes, or set train.device=cpu"
+                )
+            torch.cuda.set_device(self.local_rank)
+
+    def agree(self, signal: int = 0) -> int:
+        """Wait for every process; the greatest of their ``signal``s, so that all act on it at the same place."""
+        if self.size == 1:
+            return signal
+        signal, user_error, crash = self._vote(signal, 0, 0)
+        if user_error or crash:
+            raise _PeerFailedError(2 if user_error else 1)
+        return signal
+
+    def broadcast(self, value: Any) -> Any:
+        """The leading process's ``value`` (others pass anything)."""
+        if self.size == 1:
+            return value
+        self.agree()
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over the processes of numbers of the same names."""
+        if self.size == 1:
+            return values
+        self.agree()
+        sums = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(sums, group=self._control)
+        return dict(zip(values, (sums / self.size).tolist(), strict=True))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the processes of tensors of one shape, on their device."""
+        if self.size > 1:
+            self.agree()
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows [n, ...] of all processes, in the order of ranks; n may differ and be 0."""
+        if self.size == 1:
+            return rows
+        self.agree()
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = len(rows)
+        dist.all_reduce(counts, group=self._control)
+        padded = rows.new_zeros((int(counts.max()), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = gather_equal(padded).split(len(padded))
+        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+
+    def all(self, flag: Tensor) -> Tensor:
+        """Whether a boolean scalar on the device is true on every process. The host does not wait."""
+        if self.size == 1:
+            return flag
+        votes = flag.to(torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        return votes.bool()
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Set float32 tensors to their means over the processes, in place. The host does not wait."""
+        if self.size > 1 and tensors:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(flat)
+            parts = (flat / self.size).split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+
+    def _vote(self, signal: int, user_error: int, crash: int, timeout: timedelta | None = None) -> list[int]:
+        """Elementwise maximum over the processes."""
+        votes = torch.tensor([signal, user_error, crash])
+        work = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        work.wait(timeout) if timeout else work.wait()
+        return votes.tolist()
+
+    def fail(self, error: BaseException) -> bool:
+        """Tell the others that this process ends with ``error``; whether it is the one to report it: the first of
+        those with an error of the user's, and every one that crashed."""
+        mine = self.size - self.rank if isinstance(error, UserError) else 0
+        try:
+            _, first, _ = self._vote(0, mine, int(mine == 0), _FAREWELL)
+        except RuntimeError:  # the others do not listen (any more)
+            return True
+        return mine in (0, first)
+
+
+@contextlib.contextmanager
+def join_world() -> Iterator[World]:
+    """This process's ``World``: alone, or with the others that torchrun started beside it.
+
+    Processes other than the first are silent. A ``UserError``, on however many processes, is raised on one and ends all
+    with exit code 2; other exceptions are raised where they happened and end the others with 1.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+        return
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, _ = next(dist.rendezvous("env://"))
+    # torchrun keeps one store for all its attempts, with dead processes' addresses in it. Each machine's
+    # torchrun counts restarts for itself: only on a single one is the count a name that all agree on.
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size:
+        store = dist.PrefixStore(f"attempt-{restarts}", store)
+    nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
+    world = World(
+        rank=rank,
+        size=size,
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        restarts=restarts,
+        control=dist.new_group(backend="gloo"),
+    )
+    try:
+        with contextlib.nullcontext() if world.is_main else _silence():
+            yield world
+            world.agree()  # nobody leaves while another still works
+    except SystemExit:  # argparse's, the same everywhere
+        raise
+    except _PeerFailedError as failure:
+        raise SystemExit(failure.code) from None
+    except BaseException as error:
+        if world.fail(error):
+            raise
+        raise SystemExit(2) from None
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
