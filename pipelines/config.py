@@ -3,45 +3,60 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AugmentConfig", "DataConfig"]
+from pipelines.formats import FormatName
+from pipelines.options import option
+
+__all__ = ["SMALL_IMAGE", "AugmentConfig", "DataConfig"]
+
+SMALL_IMAGE = 64  # pixels a side: up to this, views are small ones (CIFAR's stem and recipes, no blur by default)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and how they reach the device."""
 
-    dir: str = ""  # packed data set, as written by tools/convert.py
-    loader: str = "auto"  # auto (by the manifest) | ffcv | dali | resident | torch
-    batch_size: int = 256  # source images a step, over all ranks
-    workers: int = 0  # decoding threads or processes a rank; 0: one a core
-    prefetch: int = 3  # batches decoded ahead
-    crops: Literal["auto", "loader", "device"] = (
-        "auto"  # who cuts both views out (ffcv, dali); auto: the device if a GPU
+    dir: str = option("", "packed data set, as written by tools/convert.py")
+    loader: Literal["auto", FormatName, "torch"] = option("auto", "auto: by the manifest; torch reads every format")
+    batch_size: int = option(256, "source images per step, over all processes", low=1)
+    workers: int = option(0, "decoding threads (torch: processes) per process; 0: one per core", low=0)
+    prefetch: int = option(3, "batches decoded ahead", low=1)
+    crops: Literal["auto", "loader", "device"] = option(
+        "auto", "who cuts the two views out (ffcv, dali); auto: the device if it is a GPU"
     )
-    hw_decoder_load: float = 0.65  # dali on a GPU: share of each batch that its JPEG hardware decodes
-    image_size: int = 32  # side of a view in pixels
-    canvas: int = 512  # longest side of a whole image handed to the device; larger images are scaled down to it
-    limit: int = 0  # train on the first N images after a seeded shuffle; 0: all
-    drop_last: bool = True  # drop the last fewer-than-a-batch images of an epoch (others each epoch)
+    hw_decoder_load: float = option(
+        0.65, "dali on a GPU: share of each batch that its JPEG hardware decodes", low=0.0, high=1.0
+    )
+    image_size: int = option(32, "side of a view in pixels", low=4)
+    canvas: int = option(
+        512, "longest side of a whole image handed to the device; larger images are scaled down to it", low=4
+    )
+    limit: int = option(0, "train on the first N images after a seeded shuffle; 0: all", low=0)
+    drop_last: bool = option(True, "drop the last fewer-than-a-batch images of an epoch (others in each epoch)")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """The two-view recipe (BYOL's, as in solo-learn). Pairs give view 1 and view 2; probabilities lie in [0, 1]."""
+    """The two-view recipe (BYOL's, as in solo-learn). Pairs of probabilities are those of view 1 and view 2."""
 
-    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop keeps
-    ratio: tuple[float, float] = (0.75, 4 / 3)  # width over height of a crop
-    interpolation: str = "bilinear"  # bilinear | bicubic, both antialiased
-    flip: float = 0.5
-    jitter: float = 0.8  # probability that a view's colours are jittered at all
-    brightness: float = 0.4  # factors from [1 - x, 1 + x]
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1  # shift from [-x, x], in turns of the colour circle (at most 0.5)
-    gray: float = 0.2
-    blur: tuple[float, float] = (0.0, 0.0)
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view
-    solarize: tuple[float, float] = (0.0, 0.2)
-    eval_crop: float = 1.0  # evaluation: side of the centre square kept, as a share of the image's shorter side
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    scale: tuple[float, float] = option(
+        (0.08, 1.0), "share of the image's area that a crop keeps", low=1e-6, high=1.0, ordered=True
+    )
+    ratio: tuple[float, float] = option((0.75, 4 / 3), "width over height of a crop", low=1e-3, high=1e3, ordered=True)
+    interpolation: Literal["bilinear", "bicubic"] = option("bilinear", "of the resized crops, antialiased")
+    flip: float = option(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
+    jitter: float = option(0.8, "probability that a view's colours are jittered at all", low=0.0, high=1.0)
+    brightness: float = option(0.4, "factors are drawn from [1 - x, 1 + x]", low=0.0)
+    contrast: float = option(0.4, "factors are drawn from [1 - x, 1 + x]", low=0.0)
+    saturation: float = option(0.2, "factors are drawn from [1 - x, 1 + x]", low=0.0)
+    hue: float = option(0.1, "shifts are drawn from [-x, x], in turns of the colour circle", low=0.0, high=0.5)
+    gray: float = option(0.2, "probability that a view loses its colours", low=0.0, high=1.0)
+    blur: tuple[float, float] = option((0.0, 0.0), "probabilities of a Gaussian blur", low=0.0, high=1.0)
+    blur_sigma: tuple[float, float] = option(
+        (0.1, 2.0), "sigma is drawn from this range, in pixels of the view", low=1e-3, ordered=True
+    )
+    solarize: tuple[float, float] = option((0.0, 0.2), "probabilities of solarization", low=0.0, high=1.0)
+    eval_crop: float = option(
+        1.0, "evaluation: side of the centre square, as a share of the image's shorter side", low=1e-3, high=1.0
+    )
+    mean: tuple[float, float, float] = option((0.485, 0.456, 0.406), "of each channel of pixels in [0, 1]")
+    std: tuple[float, float, float] = option((0.229, 0.224, 0.225), "of each channel of pixels in [0, 1]", low=1e-6)

@@ -65,7 +65,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Pace:
-    """Training's source images per second, the median of blocks measured in turn with the other arms', and its memory."""
+    """Source images per second of training (the median of blocks, in turn with the other arms), and its memory."""
 
     images_per_second: float
     low: float

@@ -1,0 +1,61 @@
+"""Options: fields of a frozen dataclass that carry their bounds and the sentence that explains them."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from pipelines.errors import UserError
+
+__all__ = ["Bounds", "bounds_of", "check_options", "check_value", "help_of", "option"]
+
+
+class Bounds(NamedTuple):
+    """Least and greatest value, both allowed; of every entry where the value is a list."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    ordered: bool = False  # a pair must be given as [least, greatest]
+
+
+def option(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, ordered: bool = False) -> Any:
+    """A field with its default, the sentence that explains it, and its bounds (see ``Bounds``)."""
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": Bounds(low, high, ordered)})
+
+
+def help_of(field: dataclasses.Field) -> str:
+    """The sentence that explains a field made by ``option``."""
+    return field.metadata.get("help", "")
+
+
+def bounds_of(field: dataclasses.Field) -> Bounds:
+    """The bounds of a field made by ``option``; of others there are none."""
+    return field.metadata.get("bounds", Bounds())
+
+
+def check_value(key: str, value: Any, bounds: Bounds) -> None:
+    """Compare a number, or each of a tuple of numbers, with its bounds; other values pass.
+
+    Raises:
+        UserError: out of bounds, not finite, or a pair out of order; the message names ``key``.
+    """
+    numbers = value if isinstance(value, tuple) else (value,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if not math.isfinite(number):
+            raise UserError(f"{key} must be a finite number, not {number}")
+        if not bounds.low <= number <= bounds.high:
+            limits = f"at least {bounds.low}" if bounds.high == math.inf else f"between {bounds.low} and {bounds.high}"
+            raise UserError(f"{key} must be {limits}, not {number}")
+    if bounds.ordered and list(numbers) != sorted(numbers):
+        raise UserError(f"{key} must be given as [least, greatest], not {list(numbers)}")
+
+
+def check_options(options: Any, section: str) -> None:
+    """Check every field of a dataclass made of ``option``s, for those that no config file went through.
+
+    Raises:
+        UserError: as ``check_value``; the key is ``section.field``.
+    """
+    for field in dataclasses.fields(options):
+        check_value(f"{section}.{field.name}", getattr(options, field.name), bounds_of(field))
