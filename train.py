@@ -1,15 +1,14 @@
 #!/usr/bin/env python
 """Pretrain a backbone: python train.py -c configs/cifar10_fast.yaml [key=value ...]"""
 
-import argparse
 import sys
 from pathlib import Path
 
 from pipelines.errors import run_command
-from vssl.config import load_config, to_yaml
+from vssl.config import ConfigParser, to_yaml
+from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.distributed import World, join_world
 from vssl.engine.trainer import Stopped, Trainer
-from vssl.recipes import resolve
 
 
 def main() -> int:
@@ -18,12 +17,10 @@ def main() -> int:
 
 
 def run(world: World) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
+    parser = ConfigParser(Config, description=__doc__)
     parser.add_argument("--resume", metavar="auto|PATH", help="continue from the newest, or from this, checkpoint")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_config_args()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(to_yaml(resolve(config)), end="")

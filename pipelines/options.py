@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any, NamedTuple
 
 from pipelines.errors import UserError
@@ -10,16 +11,17 @@ __all__ = ["Bounds", "bounds_of", "check_options", "check_value", "help_of", "op
 
 
 class Bounds(NamedTuple):
-    """Least and greatest value, both allowed; of every entry where the value is a list."""
+    """What a value may be: numbers (every entry where it is a list) from ``low`` to ``high``, text one of ``words``."""
 
     low: float = -math.inf
     high: float = math.inf
     ordered: bool = False  # a pair must be given as [least, greatest]
+    words: tuple[str, ...] = ()  # NAME in a word stands for any name; a closed list is better said by a Literal
 
 
-def option(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, ordered: bool = False) -> Any:
-    """A field with its default, the sentence that explains it, and its bounds (see ``Bounds``)."""
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": Bounds(low, high, ordered)})
+def option(default: Any, help: str, **bounds: Any) -> Any:
+    """A field with its default, the sentence that explains it, and its bounds (the fields of ``Bounds``)."""
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": Bounds(**bounds)})
 
 
 def help_of(field: dataclasses.Field) -> str:
@@ -33,11 +35,15 @@ def bounds_of(field: dataclasses.Field) -> Bounds:
 
 
 def check_value(key: str, value: Any, bounds: Bounds) -> None:
-    """Compare a number, or each of a tuple of numbers, with its bounds; other values pass.
+    """Compare a number, each of a tuple of numbers, or a text with its bounds; other values pass.
 
     Raises:
-        UserError: out of bounds, not finite, or a pair out of order; the message names ``key``.
+        UserError: out of bounds, not finite, a pair out of order, or an unknown word; the message names ``key``.
     """
+    if isinstance(value, str) and bounds.words:
+        patterns = (re.escape(word).replace("NAME", r"\S+") for word in bounds.words)
+        if not any(re.fullmatch(pattern, value) for pattern in patterns):
+            raise UserError(f"{key} must be {' or '.join(bounds.words)}, not {value!r}")
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):

@@ -130,7 +130,7 @@ def cuda():
 
 def small_config(data_dir, run_dir, *overrides):
     """A run of a few seconds on the digits; overrides are ``key=value``."""
-    from vssl.config import load_config
+    from vssl.engine.config import load_config
 
     settings = [
         f"data.dir={data_dir}",
@@ -138,9 +138,9 @@ def small_config(data_dir, run_dir, *overrides):
         "data.limit=320",
         "data.batch_size=32",
         "data.image_size=8",
-        "model.projector_hidden=32",
-        "model.predictor_hidden=16",
-        "model.latent=8",
+        "method.projector_hidden=32",
+        "method.predictor_hidden=16",
+        "method.latent=8",
         "train.epochs=2",
         "train.compile=false",
         "train.device=cpu",

@@ -18,21 +18,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pytest
 import torch
 
-from vssl.config import load_config
+from vssl.engine.config import load_config
 from vssl.engine.trainer import Trainer
 
 RECORD = Path(__file__).with_name("identity.json")
 EVERY_OPERATION = ("augment.flip=0.5", "augment.solarize=[0, 0.2]", "augment.blur=[1, 0.1]")
 ARMS = {
-    "vssl, cosine, predictive": ("objective.name=vssl",),
-    "vssl, cosine, prior": ("objective.name=vssl", "objective.likelihood=prior"),
-    "vssl, gaussian, predictive": ("objective.form=gaussian",),
-    "vssl, gaussian, predictive, coupled": ("objective.form=gaussian", "objective.decoupled=false"),
-    "vssl, gaussian, prior": ("objective.form=gaussian", "objective.likelihood=prior"),
+    "vssl, cosine, predictive": ("method.name=vssl",),
+    "vssl, cosine, prior": ("method.name=vssl", "method.likelihood=prior"),
+    "vssl, gaussian, predictive": ("method.form=gaussian",),
+    "vssl, gaussian, predictive, coupled": ("method.form=gaussian", "method.decoupled=false"),
+    "vssl, gaussian, prior": ("method.form=gaussian", "method.likelihood=prior"),
     "vssl, two micro-batches, clipped": ("train.accumulate=2", "train.clip_grad=1"),
-    "vssl, no predictor, bicubic": ("model.predictor=false", "augment.interpolation=bicubic"),
-    "byol, LARS": ("objective.name=byol", "optim.name=lars", "optim.lr=1"),
-    "moco_v3, SGD": ("objective.name=moco_v3", "optim.name=sgd", "optim.lr=0.1"),
+    "vssl, no predictor, bicubic": ("method.predictor=false", "augment.interpolation=bicubic"),
+    "byol, LARS": ("method.name=byol", "optim.name=lars", "optim.lr=1"),
+    "moco_v3, SGD": ("method.name=moco_v3", "optim.name=sgd", "optim.lr=0.1"),
     "vssl, resnet18, four steps": ("model.backbone=resnet18", "data.limit=64"),
 }
 
@@ -51,9 +51,9 @@ def train(data: Path, run: Path, overrides: tuple[str, ...]) -> list[list[float]
         "data.limit=320",
         "data.batch_size=32",
         "data.image_size=16",
-        "model.projector_hidden=32",
-        "model.predictor_hidden=16",
-        "model.latent=8",
+        "method.projector_hidden=32",
+        "method.predictor_hidden=16",
+        "method.latent=8",
         "train.epochs=2",
         "train.compile=false",
         "train.device=cpu",

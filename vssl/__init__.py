@@ -1,9 +1,6 @@
 """Variational Self-Supervised Learning: the method, its models, and the engine that trains them."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vssl.inference import load
+import importlib
 
 __all__ = ["load"]
 
@@ -11,7 +8,5 @@ __all__ = ["load"]
 def __getattr__(name: str) -> object:
     # At use: whoever imports one module of the package should not wait for all of them.
     if name == "load":
-        from vssl.inference import load
-
-        return load
+        return importlib.import_module("vssl.inference").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,28 @@
 """Exchanges between processes that a network takes part in: differentiable, one node of a compiled graph each."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_equal"]
+__all__ = ["Peers", "gather_equal"]
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The processes that share every batch, as a method sees them; ``Peers()`` is a process alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows [n, ...] of all processes, in the order of ranks: [size * n, ...]; as ``gather_equal``."""
+        return gather_equal(rows) if self.size > 1 else rows
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes of tensors of one shape."""
+        return self.gather(values[None]).mean(dim=0) if self.size > 1 else values
 
 
 # An operator of torch's own kind, so that it stays one node of a compiled graph.

@@ -1,125 +1,80 @@
-"""One YAML file a data set, ``key=value`` overrides on top, strict keys and types, frozen after load."""
+"""How a config is read, bounded, overridden and explained: one YAML file for each data set, ``key=value`` on top.
 
+A config is a tree of frozen dataclasses: sections whose fields are made by ``pipelines.options.option``. This module
+knows no section; ``vssl.engine.config`` has the sum of all of them.
+"""
+
+import argparse
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
-from pipelines.config import AugmentConfig, DataConfig
 from pipelines.errors import UserError
-from vssl.engine.checkpoint import CheckpointConfig
-from vssl.evaluation.config import EvalConfig
-from vssl.methods import ObjectiveConfig
-from vssl.models import ModelConfig
-from vssl.optim import OptimConfig
+from pipelines.options import bounds_of, check_value, help_of
 
-__all__ = ["Config", "RunConfig", "TrainConfig", "from_dict", "load_config", "to_dict", "to_yaml"]
+__all__ = ["ConfigParser", "explain", "from_dict", "read_config", "to_dict", "to_yaml", "variants"]
+
+Schema = TypeVar("Schema")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How the run is carried out."""
-
-    epochs: int = 100
-    first_size: int = 0  # progressive resolution: side of a view in the first quarter of the epochs; 0: off
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool | None = None  # torch.compile the step; null: on GPUs yes, on CPUs no (docs/performance.md)
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"  # auto: bf16 on GPUs that have it, fp16 on others, off on CPUs
-    accumulate: int = 1  # split every batch into this many micro-batches (BatchNorm then sees a micro-batch)
-    clip_grad: float = 0.0  # largest global gradient norm; 0: no clipping
-    seed: int = 0
-    log_every: int = 20  # steps between two lines of metrics.jsonl
+def variants(classes: Callable[[], dict[str, type]], default: str) -> Any:
+    """A section whose keys depend on its ``name``: ``classes()`` has the dataclass of each name."""
+    return dataclasses.field(default_factory=lambda: classes()[default](), metadata={"variants": classes})
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Where results go."""
+def from_dict(values: dict, schema: type[Schema]) -> Schema:
+    """The config that a nested dict describes; what it does not name keeps its default.
 
-    dir: str = "runs/run"
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything a run depends on. ``null`` means the method's own recipe (see ``vssl.recipes``)."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    Raises:
+        UserError: a key that does not exist (names the nearest one) or belongs to another variant (names that), a value
+            of another type or out of bounds.
+    """
+    return _read(values, schema, "", schema)
 
 
-# Ranges of numbers and of the entries of lists, both ends allowed; what a value means is written beside its field.
-_ANY, _SHARE = (0, math.inf), (0.0, 1.0)
-_RANGES = {
-    "data.batch_size": (2, math.inf),
-    "data.workers": _ANY,
-    "data.prefetch": (1, math.inf),
-    "data.image_size": (4, math.inf),
-    "data.canvas": (4, math.inf),
-    "data.hw_decoder_load": _SHARE,
-    "data.limit": _ANY,
-    "augment.scale": (1e-6, 1.0),
-    "augment.ratio": (1e-3, 1e3),
-    "augment.flip": _SHARE,
-    "augment.jitter": _SHARE,
-    "augment.brightness": _ANY,
-    "augment.contrast": _ANY,
-    "augment.saturation": _ANY,
-    "augment.hue": (0.0, 0.5),
-    "augment.gray": _SHARE,
-    "augment.blur": _SHARE,
-    "augment.blur_sigma": (1e-3, math.inf),
-    "augment.solarize": _SHARE,
-    "augment.eval_crop": (1e-3, 1.0),
-    "augment.std": (1e-6, math.inf),
-    "model.projector_hidden": (1, math.inf),
-    "model.predictor_hidden": (1, math.inf),
-    "model.latent": (1, math.inf),
-    "model.logvar_bound": (1e-3, 20.0),
-    "objective.beta": _ANY,
-    "objective.kappa": _ANY,
-    "objective.temperature": (1e-6, math.inf),
-    "optim.lr": _ANY,
-    "optim.weight_decay": _ANY,
-    "optim.momentum": _SHARE,
-    "optim.eta": _ANY,
-    "optim.warmup_epochs": _ANY,
-    "optim.tau": _SHARE,
-    "train.epochs": (1, math.inf),
-    "train.first_size": _ANY,
-    "train.accumulate": (1, math.inf),
-    "train.clip_grad": _ANY,
-    "train.seed": (0, 2**31 - 1),
-    "train.log_every": (1, math.inf),
-    "eval.every": _ANY,
-    "eval.k": (1, math.inf),
-    "eval.temperature": (1e-3, math.inf),
-    "eval.probe_lr": _ANY,
-    "checkpoint.every_steps": _ANY,
-    "checkpoint.every_minutes": _ANY,
-    "checkpoint.keep": (1, math.inf),
-}
+def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    given = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in fields:
+            raise _unknown(key, schema)
+        field = fields[name]
+        if _is_section(field):
+            if not isinstance(value, dict):
+                raise UserError(f"{key} must be a section of keys, not {value!r}")
+            chosen = _choose_variant(field, value, key) if "variants" in field.metadata else field.type
+            given[name] = _read(value, chosen, key + ".", schema)
+        else:
+            given[name] = _convert(key, value, field.type)
+            check_value(key, given[name], bounds_of(field))
+    return section(**given)
 
 
-def _check_range(key: str, value: Any) -> None:
-    low, high = _RANGES.get(key, (-math.inf, math.inf))
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key} must be a finite number, not {number}")
-        if isinstance(number, int | float) and not low <= number <= high:
-            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-            raise UserError(f"{key} must be {bounds}, not {number}")
+def _is_section(field: dataclasses.Field) -> bool:
+    return "variants" in field.metadata or dataclasses.is_dataclass(field.type)
+
+
+def _choose_variant(field: dataclasses.Field, values: dict, section: str) -> type:
+    """The dataclass that the section's ``name`` asks for, after a check that no key is another variant's."""
+    classes = field.metadata["variants"]()
+    name = values.get("name", field.default_factory().name)
+    if name not in classes:
+        raise UserError(f"{section}.name must be {' or '.join(classes)}, not {name!r}")
+    keys = {variant: {f.name for f in dataclasses.fields(cls)} for variant, cls in classes.items()}
+    for key in values:
+        owners = [variant for variant in classes if key in keys[variant]]
+        if owners and name not in owners:
+            raise UserError(f"{section}.{key} is an option of {section}.name={' or '.join(owners)}, not of {name}")
+    return classes[name]
 
 
 def _is_union(expected: Any) -> bool:
@@ -163,61 +118,52 @@ def _convert(key: str, value: Any, expected: Any) -> Any:
     raise UserError(f"{key} must be {_type_name(expected)}, not {value!r}")
 
 
-def _all_keys(cls: type, prefix: str = "") -> list[str]:
-    keys = []
-    for f in dataclasses.fields(cls):
-        name = prefix + f.name
-        keys += _all_keys(f.type, name + ".") if dataclasses.is_dataclass(f.type) else [name]
-    return keys
+def _fields(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
+    """Every key with its field, and for a key of a variant the names of the variants that have it ("": all)."""
+    for field in dataclasses.fields(schema):
+        key = prefix + field.name
+        if "variants" in field.metadata:
+            yield from _fields_of_variants(field.metadata["variants"](), key + ".")
+        elif dataclasses.is_dataclass(field.type):
+            yield from _fields(field.type, key + ".")
+        else:
+            yield key, field, ""
 
 
-def _unknown(key: str) -> UserError:
+def _fields_of_variants(classes: dict[str, type], prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
+    found: dict[str, tuple[dataclasses.Field, list[str]]] = {}
+    for variant, cls in classes.items():
+        for field in dataclasses.fields(cls):
+            found.setdefault(field.name, (field, []))[1].append(variant)
+    for name, (field, owners) in found.items():
+        yield prefix + name, field, "" if len(owners) == len(classes) else ", ".join(owners)
+
+
+def _unknown(key: str, schema: type) -> UserError:
     """Names the nearest valid key: the same last word in another section first, then the likeliest spelling."""
-    keys = _all_keys(Config)
+    keys = [name for name, _, _ in _fields(schema)]
     near = difflib.get_close_matches(key, keys + [k.split(".")[0] for k in keys], n=1, cutoff=0.0)[0]
     same_name = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
     return UserError(f"unknown config key {key!r}; did you mean {(same_name or [near])[0]!r}?")
 
 
-def from_dict(values: dict, cls: type = Config, prefix: str = "") -> Any:
-    """The config that a nested dict describes; what it does not name keeps its default.
-
-    Raises:
-        UserError: a key that does not exist (names the nearest one), a value of another type or out of range.
-    """
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
-    given = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if name not in fields:
-            raise _unknown(key)
-        if dataclasses.is_dataclass(fields[name]):
-            if not isinstance(value, dict):
-                raise UserError(f"{key} must be a section of keys, not {value!r}")
-            given[name] = from_dict(value, fields[name], key + ".")
-        else:
-            given[name] = _convert(key, value, fields[name])
-            _check_range(key, given[name])
-    return cls(**given)
-
-
 def to_dict(config: Any) -> dict:
     """Nested dict of plain values (tuples as lists); ``from_dict`` reads it back."""
-    plain = dataclasses.asdict(config, dict_factory=dict)
-    return yaml.safe_load(yaml.safe_dump(_lists(plain)))
-
-
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _lists(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    plain = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            plain[field.name] = to_dict(value)
+        else:
+            plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain
 
 
 def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
     """Read a YAML file and apply ``section.key=value`` overrides (values are YAML).
 
     Raises:
@@ -239,11 +185,90 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r}: the value is not valid YAML") from error
-        if key not in _all_keys(Config):
-            raise _unknown(key)
-        section, name = key.split(".")
-        if not isinstance(values.setdefault(section, {}), dict):
+        section, dot, name = key.partition(".")
+        if not dot or section not in (field.name for field in dataclasses.fields(schema)):
+            raise _unknown(key, schema)
+        if values.get(section) is None:
+            values[section] = {}
+        if not isinstance(values[section], dict):
             raise UserError(f"{section} must be a section of keys, not {values[section]!r}")
         # An empty value keeps its text meaning: run.dir= is "", not null.
         values[section][name] = "" if text == "" else value
-    return from_dict(values)
+    return from_dict(values, schema)
+
+
+def explain(schema: type) -> str:
+    """All keys in Markdown, a table for each section: type, default, bounds, and the sentence beside the field."""
+    lines = []
+    rows: dict[str, list[str]] = {}
+    for key, field, owners in _fields(schema):
+        section, name = key.split(".")
+        default = to_yaml_value(field.default)
+        sentence = help_of(field) + (f" ({owners})" if owners else "")
+        cells = (f"`{name}`", _accepted(field), f"`{default}`", sentence)
+        rows.setdefault(section, []).append("| " + " | ".join(cells) + " |")
+    documents = {f.name: _document(f) for f in dataclasses.fields(schema)}
+    for section, table in rows.items():
+        lines += [f"## {section}", "", documents[section], "", "| key | value | default | |", "|---|---|---|---|"]
+        lines += [*table, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _document(field: dataclasses.Field) -> str:
+    """What a section is about: its dataclass's docstring."""
+    section = field.type if isinstance(field.type, type) else type(field.default_factory())
+    return " ".join((section.__doc__ or "").split())
+
+
+def _accepted(field: dataclasses.Field) -> str:
+    """Type and bounds, for the table."""
+    bounds, text = bounds_of(field), _type_name(field.type)
+    if bounds.words:
+        text = " or ".join(bounds.words)
+    if bounds.high < math.inf:
+        text += f", {bounds.low:g} to {bounds.high:g}"
+    elif bounds.low > -math.inf:
+        text += f", at least {bounds.low:g}"
+    return text
+
+
+def to_yaml_value(value: Any) -> str:
+    """A single value as a config file writes it."""
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """An argument parser of a program that takes ``-c FILE [key=value ...]``, and ``--help-config``.
+
+    ``parse_config_args`` gives the parsed arguments (``config`` and ``overrides`` among them). A config key written as
+    a flag (``--epochs 3``) is answered with how it is written (``train.epochs=3``).
+    """
+
+    def __init__(self, schema: type, **options: Any) -> None:
+        super().__init__(**options)
+        self.schema = schema
+        self.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+        self.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
+        self.add_argument("--help-config", action=_HelpConfig, nargs=0, help="explain every config key and stop")
+
+    def parse_config_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        self._words = list(sys.argv[1:] if arguments is None else arguments)
+        return self.parse_intermixed_args(self._words)
+
+    def error(self, message: str) -> NoReturn:
+        for place, word in enumerate(getattr(self, "_words", [])):
+            flag, equals, value = word.partition("=")
+            name = flag.lstrip("-").replace("-", "_")
+            keys = [key for key, _, _ in _fields(self.schema) if name in (key, key.split(".")[-1])]
+            if flag.startswith("--") and flag not in self._option_string_actions and keys:
+                following = self._words[place + 1 : place + 2]
+                value = value if equals else (following[0] if following else "VALUE")
+                super().error(f"{flag} is no flag but a config key: write {keys[0]}={value}")
+        super().error(message)
+
+
+class _HelpConfig(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(explain(parser.schema), end="")
+        parser.exit()

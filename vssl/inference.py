@@ -1,5 +1,6 @@
 """A trained run again: features, and embeddings with their uncertainty."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,15 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipelines.augment.views import Augment
 from pipelines.errors import UserError
-from vssl.config import Config, load_config
 from vssl.engine.checkpoint import Checkpoints, load_checkpoint
+from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.precision import resolve_device
-from vssl.models import Encoder, Gaussian, Student, Teacher, build_backbone, build_student, load_backbone_weights
-from vssl.recipes import resolve
+from vssl.methods import build_method
+from vssl.methods.base import Method
+from vssl.models.backbones import build_backbone, load_backbone_weights
 
 __all__ = ["Embedding", "Pretrained", "load"]
 
@@ -34,8 +35,7 @@ class Pretrained:
         source: what it was loaded from.
         config: of its run, resolved.
         backbone: [N, 3, S, S] -> [N, F].
-        student: backbone and heads; None where only the backbone was exported.
-        teacher: its moving average, backbone and projector; None likewise.
+        method: everything that was trained; None where only the backbone was exported.
         step: of the checkpoint; None for an exported backbone.
         augment: the run's transforms.
         device: where it computes.
@@ -46,16 +46,13 @@ class Pretrained:
         source: Path,
         config: Config,
         backbone: nn.Module,
-        student: Student | None,
-        teacher: Encoder | None,
+        method: Method | None,
         step: int | None,
         device: torch.device,
     ) -> None:
         self.source, self.config, self.step, self.device = source, config, step, device
-        for network in (student or backbone, teacher):
-            if network is not None:
-                network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
-        self.backbone, self.student, self.teacher = backbone, student, teacher
+        (method or backbone).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        self.backbone, self.method = backbone, method
         self.augment = Augment(config.augment, config.data.image_size)
 
     def features(self, images: Any) -> Tensor:
@@ -77,47 +74,14 @@ class Pretrained:
             UserError: the run has no variance: another method than VSSL, or a backbone alone.
             ValueError: images of another form.
         """
-        self.check_variance()
-        mean, logvar = self.posterior(self.features(images))
+        mean, logvar = self.trained_method().posterior(self.features(images))
         return Embedding(mean, logvar.exp())
 
-    def check_variance(self) -> None:
-        """Raises UserError if there is no variance to be had."""
-        if self.student is None:
+    def trained_method(self) -> Method:
+        """The method. Raises UserError where only the backbone was exported."""
+        if self.method is None:
             raise UserError(f"{self.source} is a backbone alone, without a variance: give its run or a checkpoint")
-        name = self.config.objective.name
-        if name != "vssl":
-            raise UserError(f"{self.source} has no variance: objective.name={name}, and only vssl's runs have one")
-
-    @torch.no_grad()
-    def posterior(self, features: Tensor) -> Gaussian:
-        """Mean and log-variance [N, D] that the student's Gaussian head gives to the backbone's features [N, F].
-
-        The predictor has no part in it: it only guesses what the teacher makes of another view. The cosine form's
-        variances are those about a mean of length sqrt(D), so its means are given that length.
-        """
-        mean, logvar = self.student.encoder.projector(features)
-        if self.config.objective.form == "cosine":
-            mean = mean.shape[1] ** 0.5 * F.normalize(mean, dim=1)
-        return Gaussian(mean, logvar)
-
-    @torch.no_grad()
-    def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
-        """What the student says of the teacher's other view, and what the teacher says.
-
-        Args:
-            views: float32 [2B, 3, S, S], the first B of them view 1.
-
-        Returns:
-            the student's prediction (mean and log-variance [2B, D]), and the teacher's means [2B, D], each row's of the
-            same image's other view; those of the cosine form at length sqrt(D), as in its objective.
-        """
-        _, prediction = self.student(views)
-        _, target = self.teacher(views)
-        mean, theirs = prediction.mean, torch.cat(target.mean.chunk(2)[::-1])
-        if self.config.objective.form == "cosine":
-            mean, theirs = (part.shape[1] ** 0.5 * F.normalize(part, dim=1) for part in (mean, theirs))
-        return Gaussian(mean, prediction.logvar), theirs
+        return self.method
 
     def _prepare(self, images: Any) -> Tensor:
         """float32 [N, 3, S, S] on the device."""
@@ -148,21 +112,20 @@ def load(source: str | Path, *, device: str = "auto", config: str | Path | None 
     settings = resolve(load_config(config or _own_config(source)))
     target, image_size = resolve_device(device), settings.data.image_size
     if source.suffix == ".safetensors":
-        backbone, _ = build_backbone(settings.model.backbone, settings.model.stem, image_size)
+        backbone, _ = build_backbone(settings.model, image_size)
         load_backbone_weights(backbone, str(source))
-        return Pretrained(source, settings, backbone, None, None, None, target)
+        return Pretrained(source, settings, backbone, None, None, target)
     state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
     if state is None:
         raise UserError(f"{source} holds no whole checkpoint")
-    student = build_student(settings.model, image_size, method=settings.objective.name)
-    teacher = Teacher(student.encoder).encoder
+    model = dataclasses.replace(settings.model, weights="")  # of the run's start
+    method = build_method(settings.method, model, image_size)
     try:
-        student.load_state_dict(state["student"])
-        teacher.load_state_dict(state["teacher"])
+        method.load_state_dict(state["method"])
     except RuntimeError as error:
         first = str(error).split("\n")[1].strip()
         raise UserError(f"{source} does not fit its config: {first}") from error
-    return Pretrained(source, settings, student.encoder.backbone, student, teacher, state["step"], target)
+    return Pretrained(source, settings, method.student.backbone, method, state["step"], target)
 
 
 def _own_config(source: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Optimizers that run on the device alone, parameter groups, and schedules."""
+"""Optimizers that run on the device alone, parameter groups, and the learning rate's schedule."""
 
 import math
 from dataclasses import dataclass
@@ -7,20 +7,23 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pipelines.options import option
+
 __all__ = ["LARS", "OptimConfig", "Schedule", "build_optimizer", "load_optimizer", "set_learning_rate"]
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimizer and schedules. ``null`` means the method's own recipe."""
+    """Optimizer and learning rate."""
 
-    name: Literal["lars", "sgd", "adamw"] | None = None
-    lr: float | None = None  # for a batch of 256: the rate used is lr * data.batch_size / 256
-    weight_decay: float | None = None
-    momentum: float = 0.9  # lars, sgd
-    eta: float = 0.02  # lars: trust coefficient
-    warmup_epochs: float = 10.0  # linear from 0; at most a tenth of the run
-    tau: float | None = None  # the teacher's momentum at the start; rises to 1 by a cosine
+    name: Literal["lars", "sgd", "adamw"] | None = option(None, "optimizer; null: the method's recipe")
+    lr: float | None = option(
+        None, "for a batch of 256: the rate used is lr * data.batch_size / 256; null: the method's recipe", low=0.0
+    )
+    weight_decay: float | None = option(None, "not of biases and norms; null: the method's recipe", low=0.0)
+    momentum: float = option(0.9, "of lars and sgd", low=0.0, high=1.0)
+    eta: float = option(0.02, "lars: trust coefficient", low=0.0)
+    warmup_epochs: float = option(10.0, "linear from 0; at most a tenth of the run", low=0.0)
 
 
 class LARS(torch.optim.SGD):
@@ -109,27 +112,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate and teacher momentum of every step.
+    """The learning rate of every step: linear warm-up, then a cosine to 0 (Loshchilov and Hutter, arXiv 1608.03983,
+    without restarts).
 
     Args:
         lr: peak learning rate (already scaled by the batch).
-        tau: the teacher's momentum at the first step.
         steps: of the whole run.
         warmup_steps: of linear warm-up; the caller keeps it below ``steps``.
     """
 
     lr: float
-    tau: float
     steps: int
     warmup_steps: int
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to 0 (Loshchilov and Hutter, arXiv 1608.03983, without restarts)."""
+        """At a step, counted from 0."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    def momentum(self, step: int) -> float:
-        """tau(k) = 1 - (1 - tau_0) (cos(pi k / K) + 1) / 2 (BYOL, arXiv 2006.07733, section 3.2)."""
-        return 1.0 - (1.0 - self.tau) * (math.cos(math.pi * step / self.steps) + 1.0) / 2.0

@@ -3,18 +3,16 @@
 import re
 import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
 
 __all__ = [
-    "CheckpointConfig",
     "Checkpoints",
     "backbone_weights",
     "export_backbone",
@@ -22,15 +20,6 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When to save."""
-
-    every_steps: int = 0  # 0: at the end of each epoch
-    every_minutes: float = 0.0  # and whenever the last one is this old; 0: never for that
-    keep: int = 2  # newest checkpoints kept
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -53,8 +42,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}") from error
     except Exception as error:  # torch.load raises many kinds for a torn or foreign file
         raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
-    if not isinstance(state, dict) or "step" not in state or "student" not in state:
-        raise UserError(f"{path} is not a checkpoint of this program")
+    if not isinstance(state, dict) or "step" not in state or "method" not in state:
+        raise UserError(f"{path} is not a checkpoint of this version of the program")
     return state
 
 
@@ -115,8 +104,7 @@ def export_backbone(weights: dict[str, Tensor], path: Path) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(save(plain)))
 
 
-def backbone_weights(student: nn.Module | dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a student's state dict, with torchvision's keys."""
-    state = student.state_dict() if isinstance(student, nn.Module) else student
-    prefix = "encoder.backbone."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def backbone_weights(method: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's part of a method's state dict, with the backbone's own keys."""
+    prefix = "student.backbone."
+    return {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}

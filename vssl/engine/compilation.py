@@ -21,7 +21,7 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
         Whether the step is compiled now.
     """
     started = time.perf_counter()
-    buffers = [buffer.clone() for buffer in step.student.buffers()]
+    buffers = [buffer.clone() for buffer in step.method.buffers()]
     step.compile()
     try:
         step.warm_up(batch)
@@ -32,7 +32,7 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
         return False
     finally:
         with torch.no_grad():
-            for buffer, before in zip(step.student.buffers(), buffers, strict=True):
+            for buffer, before in zip(step.method.buffers(), buffers, strict=True):
                 buffer.copy_(before)
     what = "the step" if step.world.size == 1 else "the augmentation (with several processes the rest runs eager)"
     print(f"compiled {what} in {time.perf_counter() - started:.1f} s", file=sys.stderr)

@@ -3,11 +3,13 @@
 import fcntl
 import json
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
-from vssl.config import Config, to_yaml
+from vssl.config import to_yaml
 from vssl.engine.checkpoint import Checkpoints, load_checkpoint
+from vssl.engine.config import Config
 
 __all__ = ["RunDirectory"]
 
@@ -21,14 +23,14 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        state: the checkpoint to continue from, or None.
+        checkpoints: those in it.
 
     Raises:
-        UserError: the directory holds a run and ``resume`` is None; another process trains there; no such checkpoint.
+        UserError: the directory holds a run and ``resume`` is None, or another process trains there.
     """
 
     def __init__(self, config: Config, resume: str | None) -> None:
-        self.path = Path(config.run.dir)
+        self.path, self._resume = Path(config.run.dir), resume
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -46,11 +48,16 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints.directory):
             for leftover in folder.glob(".*.tmp-[0-9]*"):  # of a process killed while it wrote
                 leftover.unlink()
-        self.state = None
-        if resume == "auto":
-            self.state = self.checkpoints.newest()
-        elif resume is not None:
-            self.state = load_checkpoint(Path(resume))
+
+    def load(self) -> dict[str, Any] | None:
+        """The checkpoint to continue from, or None. It is not kept here: it is as large as everything that is trained.
+
+        Raises:
+            UserError: no such checkpoint, or none that is whole.
+        """
+        if self._resume == "auto":
+            return self.checkpoints.newest()
+        return None if self._resume is None else load_checkpoint(Path(self._resume))
 
     def describe(self, config: Config, environment: dict) -> None:
         """Write ``config.yaml`` and ``environment.json``."""

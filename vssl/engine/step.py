@@ -1,44 +1,55 @@
-"""One training step: augment, teacher, student, objective, backward, optimizer, moving average. No host sync inside."""
+"""One training step: views, method, backward, optimizer, moving average. No host sync inside."""
 
 import contextlib
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from pipelines.augment.views import Augment
 from pipelines.batch import Batch
-from pipelines.rng import normal
-from vssl.config import Config
+from vssl.engine.config import Config
 from vssl.engine.distributed import World
 from vssl.engine.metrics import MeanAccumulator
 from vssl.engine.precision import LossScale, autocast
 from vssl.engine.watch import Watch
 from vssl.evaluation.health import feature_health
 from vssl.evaluation.probe import OnlineProbe
-from vssl.models import Gaussian, Student, Teacher, per_view
+from vssl.methods.base import Method
 from vssl.optim import build_optimizer, load_optimizer, set_learning_rate
 
-__all__ = ["TrainStep"]
+__all__ = ["MakeViews", "TrainStep", "Update"]
 
-_NOISE_STREAM = 1000  # of the counter-based numbers; streams 0 and 1 are the views
+# (pixels, size, index, epoch), the first three as in ``Batch``, to both views, float32 [2B, 3, S, S].
+MakeViews = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Update(NamedTuple):
+    """What became of a step."""
+
+    good: Tensor  # bool, a scalar: loss and gradients were finite
+    grad_norm: Tensor  # float32, a scalar: the global norm of the method's gradients
 
 
 class _Learners(nn.Module):
     """All that is trained behind one call: DistributedDataParallel wants exactly one before each backward pass."""
 
-    def __init__(self, student: Student, probe: OnlineProbe | None, autocast: Callable) -> None:
+    def __init__(self, method: Method, probe: OnlineProbe | None) -> None:
         super().__init__()
-        self.student, self.probe, self.autocast = student, probe, autocast
+        self.method, self.probe = method, probe
 
-    def forward(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Gaussian, Tensor | None]:
-        """views [2B, 3, S, S], labels [B] -> features [2B, F], prediction of [2B, D], the probe's loss."""
-        with self.autocast():
-            features, prediction = per_view(self.student, views)
-        return features, prediction, None if self.probe is None else self.probe.loss(features, labels)
+    def forward(self, views: Tensor, index: Tensor, labels: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """views [2B, 3, S, S], index and labels [B] -> loss and detached scalars."""
+        loss, features, metrics = self.method(views, index, epoch)
+        metrics = {"loss": loss.detach(), **metrics, **feature_health(features)}
+        if self.probe is not None:
+            probe_loss = self.probe.loss(features, labels)
+            metrics["probe_loss"] = probe_loss.detach()
+            loss = loss + probe_loss
+        return loss, metrics
 
 
 class TrainStep:
@@ -49,8 +60,8 @@ class TrainStep:
 
     Args:
         config: resolved.
-        augment: makes the two views.
-        student, objective: on the device, channels_last.
+        make_views: makes the two views; ``set_views`` gives another.
+        method: on the device, channels_last.
         probe: the online probe, or None.
         amp: dtype to autocast to, or None.
         world: the processes that share every batch equally: gradients are averaged over them while backward still
@@ -60,22 +71,19 @@ class TrainStep:
     def __init__(
         self,
         config: Config,
-        augment: Augment,
-        student: Student,
-        objective: nn.Module,
+        make_views: MakeViews,
+        method: Method,
         probe: OnlineProbe | None,
         device: torch.device,
         amp: torch.dtype | None,
         world: World | None = None,
     ) -> None:
-        self.config, self.augment, self.objective = config, augment, objective
-        self.student, self.probe, self.world = student, probe, world or World()
-        self.teacher = Teacher(student.encoder)
-        self.autocast = autocast(device, amp)
+        self.config, self.method, self.probe, self.world = config, method, probe, world or World()
+        self.autocast = method.autocast = autocast(device, amp)
         self.loss_scale = LossScale(device, enabled=amp == torch.float16)
         optim = config.optim
         self.optimizer = build_optimizer(
-            [student], optim.name, torch.zeros((), device=device), optim.weight_decay, optim.momentum, optim.eta
+            [method], optim.name, torch.zeros((), device=device), optim.weight_decay, optim.momentum, optim.eta
         )
         self.probe_optimizer = None
         if probe is not None:
@@ -83,15 +91,12 @@ class TrainStep:
         self.metrics = MeanAccumulator()
         # What changes from step to step enters as tensors, so that a compiled or captured step sees it.
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
-        self.ema_weight = torch.zeros((), device=device)
+        self.ema_rate = torch.zeros((), device=device)  # 1 - tau
         self.watch = Watch(config.data.batch_size // self.world.size, device)
-        self._weights = [w for w in student.parameters() if w.requires_grad]
-        self._buffers = [b for b in student.buffers() if b.is_floating_point()]  # BatchNorm's, [C] each
+        self._weights = [w for w in method.parameters() if w.requires_grad]
+        self._buffers = [b.view(-1) for b in method.guarded_buffers()]
         self._saved_buffers = torch.cat(self._buffers)
-        self._make_views = self._draw_views
-        self._forward = self._forward_loss
-        self.compiled = False
-        self._learners: nn.Module = _Learners(student, probe, self.autocast)
+        self._learners: nn.Module = _Learners(method, probe)
         if self.world.size > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for it
@@ -99,10 +104,11 @@ class TrainStep:
                 self._learners = DistributedDataParallel(
                     self._learners, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
+        self.set_views(make_views)
 
-    def set_augment(self, augment: Augment) -> None:
-        """Make the views with another augmentation from now on, not compiled."""
-        self.augment = augment
+    def set_views(self, make_views: MakeViews) -> None:
+        """Make the views with another function from now on, not compiled."""
+        self._plain_views = make_views
         self.eager()
 
     def compile(self) -> None:
@@ -113,13 +119,13 @@ class TrainStep:
         """
         self.compiled = True
         if self.world.size == 1:
-            self._forward = torch.compile(self._forward_loss, fullgraph=True, dynamic=False)
-        self._make_views = torch.compile(self._draw_views, fullgraph=True, dynamic=False)
+            self._forward = torch.compile(self._learners.forward, fullgraph=True, dynamic=False)
+        self._make_views = torch.compile(self._plain_views, fullgraph=True, dynamic=False)
 
     def eager(self) -> None:
         """Take ``compile`` back."""
         self.compiled = False
-        self._make_views, self._forward = self._draw_views, self._forward_loss
+        self._make_views, self._forward = self._plain_views, self._learners
 
     def warm_up(self, batch: Batch) -> None:
         """Run what ``compile`` compiles, without training; nothing in it waits for another process."""
@@ -129,20 +135,21 @@ class TrainStep:
             pixels, size, _, index = (part.chunk(self.config.train.accumulate)[0] for part in batch)
             self.views(pixels, size, index)
 
-    def set_schedule(self, epoch: int, lr: float, probe_lr: float, momentum: float) -> None:
-        """Write the step's epoch, learning rates and teacher momentum into the tensors that the step reads."""
+    def set_schedule(self, epoch: int, lr: float, probe_lr: float, tau: float) -> None:
+        """Write the step's epoch, learning rates and teacher's momentum into the tensors that the step reads."""
         self.epoch.fill_(epoch)
         set_learning_rate(self.optimizer, lr)
         if self.probe_optimizer is not None:
             set_learning_rate(self.probe_optimizer, probe_lr)
-        self.ema_weight.fill_(1.0 - momentum)
+        self.ema_rate.fill_(1.0 - tau)
 
     def __call__(self, batch: Batch) -> None:
         """Train on a batch; its metrics go to ``metrics``."""
         torch.cat(self._buffers, out=self._saved_buffers)
         metrics = self.backward(batch)
-        self.watch.note(self.update(metrics), batch.index)
-        self.metrics.add(metrics)
+        update = self.update(metrics["loss"])
+        self.watch.note(update.good, batch.index)
+        self.metrics.add({**metrics, "grad_norm": update.grad_norm})
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch, micro-batch by micro-batch, times the loss scale; returns the mean of their metrics."""
@@ -153,7 +160,7 @@ class TrainStep:
         micros = list(zip(*(part.chunk(parts) for part in batch), strict=True))
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
-                loss, metrics = self._forward(self.views(pixels, size, index), index, labels)
+                loss, metrics = self._forward(self.views(pixels, size, index), index, labels, self.epoch)
                 (loss * (self.loss_scale.scale / parts)).backward()
             values = list(metrics.values())
             totals = torch._foreach_add(totals, values) if totals else values
@@ -165,43 +172,14 @@ class TrainStep:
 
     def views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
         """Both augmented views of a batch, float32 [2B, 3, S, S]; arguments as in ``Batch``."""
-        return self._make_views(pixels, size, index)
-
-    def _draw_views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
-        params = self.augment.sample_params(self.config.train.seed, self.epoch, index, size)
-        return self.augment.apply(pixels, params)
-
-    def _noise(self, index: Tensor) -> Tensor | None:
-        """Standard normal numbers float32 [2B, D] for objectives that sample, by (seed, epoch, image, view)."""
-        if not self.objective.needs_noise:
-            return None
-        seed, latent = self.config.train.seed, self.config.model.latent
-        return torch.cat([normal(seed, self.epoch, index, _NOISE_STREAM + view, latent) for view in (0, 1)])
-
-    def _forward_loss(self, views: Tensor, index: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """views [2B, 3, S, S], index and labels [B] -> loss and detached scalars."""
-        with torch.no_grad(), self.autocast():
-            _, target = per_view(self.teacher.encoder, views)
-        features, prediction, probe_loss = self._learners(views, labels)
-        outputs = self.objective(prediction, target, self._noise(index))
-        metrics = {name: value.detach() for name, value in outputs.items()}
-        metrics |= feature_health(features)
-        loss = outputs["loss"]
-        if probe_loss is not None:
-            metrics["probe_loss"] = probe_loss.detach()
-            loss = loss + probe_loss
-        return loss, metrics
+        return self._make_views(pixels, size, index, self.epoch)
 
     @torch.no_grad()
-    def update(self, metrics: dict[str, Tensor]) -> Tensor:
-        """Optimizers, moving average and buffers; nothing moves if the loss or a gradient is not finite.
-
-        Returns whether they are, a boolean scalar.
-        """
+    def update(self, loss: Tensor) -> Update:
+        """Optimizers, moving average and buffers; nothing moves if the loss or a gradient is not finite."""
         gradients = [w.grad for w in self._weights]
         norm = get_total_norm(gradients, foreach=True) / self.loss_scale.scale
-        metrics["grad_norm"] = norm
-        good = self.world.all(torch.isfinite(norm) & torch.isfinite(metrics["loss"]))
+        good = self.world.all(torch.isfinite(norm) & torch.isfinite(loss))
         found_inf = 1.0 - good.float()
         limit = self.config.train.clip_grad
         if limit > 0 or self.loss_scale.enabled:
@@ -216,15 +194,14 @@ class TrainStep:
             self.world.average(self._buffers)
         kept = torch.where(good, torch.cat(self._buffers), self._saved_buffers)
         torch._foreach_copy_(self._buffers, kept.split([len(b) for b in self._buffers]))
-        self.teacher.update(self.ema_weight * good)
+        self.method.after_update(self.ema_rate * good)
         self.loss_scale.update(found_inf)
-        return good
+        return Update(good, norm)
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs; see ``load_state_dict``."""
         state = {
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.encoder.state_dict(),
+            "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss_scale": self.loss_scale.state_dict(),
         }
@@ -233,8 +210,7 @@ class TrainStep:
         return state
 
     def load_state_dict(self, state: dict) -> None:
-        self.student.load_state_dict(state["student"])
-        self.teacher.encoder.load_state_dict(state["teacher"])
+        self.method.load_state_dict(state["method"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.loss_scale.load_state_dict(state["loss_scale"])
         if self.probe is not None:

@@ -9,35 +9,27 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
 from pipelines.augment.views import Augment
-from pipelines.batch import Batch, Loader
+from pipelines.batch import Loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
 from pipelines.formats.packed import Packed, open_packed
 from pipelines.loading.build import build_loader
-from vssl.collectives import gather_equal
-from vssl.config import Config
-from vssl.engine.capture import CapturedStep
+from vssl.engine.build import build_step, make_views, prepare_step
 from vssl.engine.checkpoint import backbone_weights, export_backbone
-from vssl.engine.compilation import compile_step
+from vssl.engine.config import Config, resolve
 from vssl.engine.distributed import World
 from vssl.engine.environment import describe_environment
 from vssl.engine.metrics import MetricsWriter
-from vssl.engine.precision import resolve_amp, resolve_device
+from vssl.engine.precision import resolve_device
 from vssl.engine.resolution import view_side
 from vssl.engine.run_directory import RunDirectory
-from vssl.engine.step import TrainStep
 from vssl.evaluation.online import OnlineEvaluation
-from vssl.evaluation.probe import OnlineProbe
-from vssl.methods import build_objective
-from vssl.models import build_student, load_backbone_weights, synchronise_statistics
+from vssl.models.ema import tau_at
 from vssl.optim import Schedule
-from vssl.recipes import resolve
 
-__all__ = ["Stopped", "Trainer", "build_step", "prepare_step"]
+__all__ = ["Stopped", "Trainer"]
 
 COLLAPSED = 0.05  # feature_std below this: untrained encoders have about 0.4, healthy ones 0.4 to 1
 
@@ -48,35 +40,6 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.code = 128 + number
-
-
-def build_step(
-    config: Config, packed: Packed, augment: Augment, device: torch.device, world: World | None = None
-) -> TrainStep:
-    """The step of a resolved config on fresh weights, drawn from ``train.seed`` or read from ``model.weights``."""
-    world = world or World()
-    torch.manual_seed(config.train.seed)
-    student = build_student(config.model, config.data.image_size, method=config.objective.name)
-    if config.model.weights:
-        load_backbone_weights(student.encoder.backbone, config.model.weights)
-    if world.size > 1 and config.model.sync_batchnorm:
-        synchronise_statistics(student)
-    student = student.to(device, memory_format=torch.channels_last).train()
-    probe = None
-    if packed.splits["train"].labelled and config.eval.probe_lr > 0:
-        probe = OnlineProbe(student.encoder.width, len(packed.classes)).to(device)
-    gather = gather_equal if world.size > 1 else None
-    objective = build_objective(config.objective, config.model.logvar_bound, rank=world.rank, gather=gather)
-    return TrainStep(config, augment, student, objective, probe, device, resolve_amp(config.train.amp, device), world)
-
-
-def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
-    """``step`` as its device runs it best, for batches like ``batch``: compiled as configured, captured on a
-    GPU of a process alone."""
-    wanted = step.config.train.compile
-    if wanted or (wanted is None and step.epoch.is_cuda):
-        compile_step(step, batch)
-    return CapturedStep(step) if step.epoch.is_cuda and step.world.size == 1 else step
 
 
 def _check(config: Config, packed: Packed, world: World) -> None:
@@ -92,6 +55,12 @@ def _check(config: Config, packed: Packed, world: World) -> None:
         raise UserError(
             f"data.batch_size={data.batch_size} cannot be shared equally by {world.size} processes with "
             f"train.accumulate={config.train.accumulate}: make it a multiple of {parts}"
+        )
+    least = 2 * (config.train.accumulate if config.model.sync_batchnorm else parts)
+    if data.batch_size < least:
+        raise UserError(
+            f"data.batch_size={data.batch_size} leaves BatchNorm a single image, whose variance is 0: make it at least "
+            f"{least} (processes: {world.size}, train.accumulate={config.train.accumulate})"
         )
     count = packed.splits["train"].count
     rest = min(data.limit or count, count) % data.batch_size
@@ -109,12 +78,20 @@ class Trainer:
         config: as loaded; ``null`` values are resolved here.
         resume: None, ``auto`` or a checkpoint's path, see ``RunDirectory``.
         world: the processes of this run; the first of them alone opens the directory, writes and logs.
+        on_step: called with the trainer after every step, before what the step makes due (log, checkpoint, stop).
 
     Raises:
         UserError: whatever the user can put right.
     """
 
-    def __init__(self, config: Config, resume: str | None = None, world: World | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        resume: str | None = None,
+        world: World | None = None,
+        on_step: Callable[["Trainer"], None] | None = None,
+    ) -> None:
+        self.on_step = on_step
         self.config = config = resolve(config)
         self.world = world = world or World()
         self.device = resolve_device(config.train.device)
@@ -125,16 +102,16 @@ class Trainer:
         self.packed = open_packed(config.data.dir)
         _check(config, self.packed, world)
         self.directory = RunDirectory(config, resume) if world.is_main else None
-        state = world.broadcast(self.directory.state if world.is_main else None)
-        augment = Augment(config.augment, config.data.image_size)
-        self.train_step = build_step(config, self.packed, augment, self.device, world)
+        state = world.broadcast(self.directory.load() if world.is_main else None)
+        self.train_step = build_step(config, self.packed, self.device, world)
         self._side = config.data.image_size
         self.loader = self._build_loader()
         self.total_steps = config.train.epochs * len(self.loader)
         scale = config.data.batch_size / 256
         warmup = round(min(config.optim.warmup_epochs * len(self.loader), 0.1 * self.total_steps))
-        self.schedule = Schedule(config.optim.lr * scale, config.optim.tau, self.total_steps, warmup)
-        self.probe_schedule = Schedule(config.eval.probe_lr * scale, 0.0, self.total_steps, 0)
+        self.schedule = Schedule(config.optim.lr * scale, self.total_steps, warmup)
+        self.probe_schedule = Schedule(config.eval.probe_lr * scale, self.total_steps, 0)
+        augment = Augment(config.augment, config.data.image_size)
         self.evaluation = OnlineEvaluation(config, self.packed, augment, self.device, self.train_step.autocast, world)
         self.step = 0
         self.knn_first: float | None = None
@@ -190,7 +167,7 @@ class Trainer:
                     self._after_step()
                 self._after_epoch()
         if self.world.is_main:
-            weights = backbone_weights(self.train_step.student)
+            weights = backbone_weights(self.train_step.method.state_dict())
             export_backbone(weights, self.directory.path / "backbone.safetensors")
 
     def _derived(self) -> dict:
@@ -199,8 +176,8 @@ class Trainer:
         return {
             "learning_rate": self.schedule.lr,
             "learning_rate_rule": f"optim.lr {self.config.optim.lr:g} x data.batch_size {batch} / 256",
-            "images_a_process": batch // self.world.size,
-            "steps_an_epoch": len(self.loader),
+            "images_per_process": batch // self.world.size,
+            "steps_per_epoch": len(self.loader),
             "warmup_steps": self.schedule.warmup_steps,
         }
 
@@ -229,7 +206,7 @@ class Trainer:
         self.loader.close()
         self.loader = self._build_loader()
         self.loader.load_state_dict(state)
-        self.train_step.set_augment(Augment(self.config.augment, side))
+        self.train_step.set_views(make_views(Augment(self.config.augment, side), train.seed))
         if self.world.is_main:
             print(f"views of {side} pixels from epoch {self.step // len(self.loader)} on", file=sys.stderr)
         return True
@@ -238,15 +215,23 @@ class Trainer:
         if self.world.is_main:
             self.metrics.write(self.step, self.epoch, **values)
 
+    def _tau(self, step: int) -> float | None:
+        """The teacher's momentum; None for a method without a teacher."""
+        method = self.train_step.method
+        return None if method.teacher is None else tau_at(step, start=method.options.tau, steps=self.total_steps)
+
     def _schedule_step(self) -> None:
+        tau = self._tau(self.step)
         self.train_step.set_schedule(
             epoch=self.step // len(self.loader),
             lr=self.schedule.learning_rate(self.step),
             probe_lr=self.probe_schedule.learning_rate(self.step),
-            momentum=self.schedule.momentum(self.step),
+            tau=1.0 if tau is None else tau,
         )
 
     def _after_step(self) -> None:
+        if self.on_step is not None:
+            self.on_step(self)
         if self.world.is_main:
             self.metrics.advance(self.step)
         if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
@@ -281,10 +266,11 @@ class Trainer:
             values |= {"loss_scale": scale.scale.item(), "overflows": bad}
         elapsed = time.perf_counter() - self._clock
         images = (self.step - self._clock_step) * self.config.data.batch_size
+        tau = self._tau(self.step - 1)
         self._write(
             **values,
             lr=self.schedule.learning_rate(self.step - 1),
-            tau=self.schedule.momentum(self.step - 1),
+            **({} if tau is None else {"tau": tau}),
             images_per_second=round(images / elapsed, 1),
         )
         if bad and (scale.exhausted or not scale.enabled):
@@ -324,7 +310,7 @@ class Trainer:
     def _evaluate(self) -> None:
         if not self.evaluation.possible or not self.config.eval.every:
             return
-        measured = self.evaluation.measure(self.train_step.student.encoder.backbone, self.train_step.probe)
+        measured = self.evaluation.measure(self.train_step.method.student.backbone, self.train_step.probe)
         self.knn_last = measured["knn_top1"]
         if self.step == 0:
             self.knn_first = self.knn_last

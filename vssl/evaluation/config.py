@@ -1,6 +1,8 @@
-"""Settings of the evaluation during training."""
+"""Options of the evaluation during training."""
 
 from dataclasses import dataclass
+
+from pipelines.options import option
 
 __all__ = ["EvalConfig"]
 
@@ -9,7 +11,7 @@ __all__ = ["EvalConfig"]
 class EvalConfig:
     """Evaluation during training."""
 
-    every: int = 1  # epochs between two kNN evaluations, beside those before and after training; 0: none at all
-    k: int = 20  # neighbours
-    temperature: float = 0.07  # of the neighbours' weights
-    probe_lr: float = 0.1  # of the online linear probe, for a batch of 256; 0: no probe
+    every: int = option(1, "epochs between two kNN evaluations, beside those at the start and the end; 0: none", low=0)
+    k: int = option(20, "neighbours", low=1)
+    temperature: float = option(0.07, "of the neighbours' weights", low=1e-3)
+    probe_lr: float = option(0.1, "of the online linear probe, for a batch of 256; 0: no probe", low=0.0)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +18,7 @@ from vssl.evaluation.health import alignment, feature_std, rankme, uniformity
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.linear import linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import SCORES, calibration, score_report
-
-if TYPE_CHECKING:  # which imports the config, which imports this package
-    from vssl.inference import Pretrained
+from vssl.inference import Pretrained
 
 __all__ = ["OfflineEvaluation"]
 
@@ -41,7 +38,7 @@ class OfflineEvaluation:
         UserError: there are no such splits.
     """
 
-    def __init__(self, model: "Pretrained", packed: Packed, batch_size: int | None = None) -> None:
+    def __init__(self, model: Pretrained, packed: Packed, batch_size: int | None = None) -> None:
         self.model, self.packed = model, packed
         self.batch_size = batch_size or model.config.data.batch_size
         self._features: dict[str, tuple[Tensor, Tensor]] = {}
@@ -84,14 +81,14 @@ class OfflineEvaluation:
         Raises:
             UserError: the run has no variance.
         """
-        self.model.check_variance()
+        method = self.model.trained_method()
+        ours, theirs = method.posterior(self._split("val")[0]), None
         votes, labels = self._knn_votes()
         correct = votes.argmax(dim=1) == labels
-        ours, theirs = self.model.posterior(self._split("val")[0]), None
         report = self._report("uncertainty", votes, labels)
         if foreign is not None:
             split = "val" if "val" in foreign.splits else "train"
-            theirs = self.model.posterior(self._extract(foreign, split)[0])
+            theirs = method.posterior(self._extract(foreign, split)[0])
             report["ood"] = {"dataset": foreign.dataset, "split": split, "count": len(theirs.mean)}
         report["scores"] = {
             name: score_report(correct, score(*ours), theirs and score(*theirs)) for name, score in SCORES.items()
@@ -108,7 +105,7 @@ class OfflineEvaluation:
             "dataset": self.packed.dataset,
             "source": str(self.model.source),
             "step": self.model.step,
-            "objective": config.objective.name,
+            "method": config.method.name,
             "backbone": config.model.backbone,
         }
 
@@ -136,7 +133,7 @@ class OfflineEvaluation:
         """A dimension's predicted variance and squared error, means over both views of each of val's images, [N]."""
 
         def compare(views: Tensor) -> tuple[Tensor, Tensor]:
-            (mean, logvar), target = self.model.predict(views)
+            (mean, logvar), target = self.model.trained_method().predict(views)
             variance, error = logvar.exp().mean(dim=1), (mean - target).square().mean(dim=1)
             return variance.unflatten(0, (2, -1)).mean(dim=0), error.unflatten(0, (2, -1)).mean(dim=0)
 

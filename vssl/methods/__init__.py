@@ -1,41 +1,48 @@
-"""Objectives: tensors in, a loss and detached scalars out. They know no model, engine or pipeline.
+"""Self-supervised methods, one file each: options, heads, teacher, loss, recipe, and state of its own."""
 
-An objective is a module with ``needs_noise`` and ``forward(student, teacher, noise) -> {"loss": scalar, ...}``, where
-student and teacher are (mean, log-variance) of [2B, D], the first B rows view 1, and noise is [2B, D] or None.
-"""
+import importlib
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from vssl.collectives import Peers
+from vssl.methods.base import Method, MethodOptions
+from vssl.models.backbones import build_backbone, load_backbone_weights
+from vssl.models.config import ModelConfig
+from vssl.models.norm import synchronise_statistics
 
-from torch import Tensor, nn
+__all__ = ["COMPARED", "METHODS", "build_method", "find_method"]
 
-from vssl.methods.byol import BYOL
-from vssl.methods.moco_v3 import MoCoV3
-from vssl.methods.vssl import VSSL
-
-__all__ = ["BYOL", "VSSL", "MoCoV3", "ObjectiveConfig", "build_objective"]
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Which method, and its constants."""
-
-    name: Literal["vssl", "byol", "moco_v3"] = "vssl"
-    form: Literal["cosine", "gaussian"] = "cosine"  # vssl
-    likelihood: Literal["prior", "predictive"] = "predictive"  # vssl
-    beta: float = 1.0  # vssl: weight of the KL
-    kappa: float = 4.0  # vssl, cosine form: concentration
-    decoupled: bool = True  # vssl, Gaussian form, predictive: variances do not weight the means' learning
-    temperature: float = 0.2  # moco_v3
+# method.name, which is also the module's, and the class in it.
+METHODS = {
+    "vssl": "VSSL",
+    "byol": "BYOL",
+    "moco_v3": "MoCoV3",
+}
+COMPARED = ("vssl", "byol", "moco_v3")  # those that VSSL's claim is about
 
 
-def build_objective(
-    config: ObjectiveConfig, logvar_bound: float, *, rank: int = 0, gather: Callable[[Tensor], Tensor] | None = None
-) -> nn.Module:
-    """The objective that a config names; ``logvar_bound`` is the model's; ``rank`` and ``gather`` as in ``MoCoV3``."""
-    if config.name == "byol":
-        return BYOL()
-    if config.name == "moco_v3":
-        return MoCoV3(config.temperature, rank, gather)
-    return VSSL(config.form, config.likelihood, config.beta, config.kappa, config.decoupled, logvar_bound)
+def find_method(name: str) -> type[Method]:
+    """The class of one of ``METHODS``."""
+    return getattr(importlib.import_module(f"vssl.methods.{name}"), METHODS[name])
+
+
+def build_method(
+    options: MethodOptions, model: ModelConfig, image_size: int, *, seed: int = 0, peers: Peers | None = None
+) -> Method:
+    """A method on a fresh network, or one that starts from ``model.weights``.
+
+    Args:
+        options: resolved, nothing in it is null.
+        image_size: side of a view in pixels.
+        seed: of the noise that methods draw; the network's weights come from torch's generator.
+        peers: the processes that share every batch.
+
+    Raises:
+        UserError: a backbone or weights that cannot be had.
+    """
+    peers = peers or Peers()
+    backbone, width = build_backbone(model, image_size)
+    if model.weights:
+        load_backbone_weights(backbone, model.weights)
+    method = find_method(options.name)(options, backbone, width, seed=seed, peers=peers)
+    if peers.size > 1 and model.sync_batchnorm:
+        synchronise_statistics(method)
+    return method

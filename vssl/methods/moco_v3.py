@@ -1,47 +1,88 @@
-"""MoCo v3: the student tells the teacher's embedding of its other view from those of all other images."""
+"""MoCo v3: the student tells the teacher's embedding of its other view from those of all other images.
 
-from collections.abc import Callable
+Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, arXiv 2104.02057.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MoCoV3"]
+from pipelines.options import option
+from vssl.collectives import Peers
+from vssl.methods.base import Method, Output, PredictorOptions, Recipe
+from vssl.models.ema import Teacher
+from vssl.models.encoder import Encoder, per_view
+from vssl.models.heads import mlp
+
+__all__ = ["MoCoV3", "MoCoV3Options", "moco_v3_loss"]
 
 
-class MoCoV3(nn.Module):
+def moco_v3_loss(queries: Tensor, keys: Tensor, temperature: float, peers: Peers) -> dict[str, Tensor]:
     """InfoNCE over the batch, times 2 T, both directions summed.
 
-    Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, arXiv 2104.02057,
-    algorithm 1: contrastive(q1, k2) + contrastive(q2, k1), each 2 T CE(q k^T / T).
+    Algorithm 1 of the paper: contrastive(q1, k2) + contrastive(q2, k1), each 2 T CE(q k^T / T).
 
     Args:
+        queries, keys: float32 [2B, D], the B rows of view 1 first.
         temperature: T > 0.
-        rank: this process's place among those whose keys ``gather`` brings.
-        gather: keys [B, D] of this process to those of all processes [size * B, D], in the order of ranks; None: this
-            process's are all there are.
-    """
+        peers: the keys of all processes are candidates.
 
-    needs_noise = False
-
-    def __init__(self, temperature: float, rank: int = 0, gather: Callable[[Tensor], Tensor] | None = None) -> None:
-        super().__init__()
-        self.temperature, self.rank, self.gather = temperature, rank, gather
-
-    def forward(self, student: tuple[Tensor, None], teacher: tuple[Tensor, None], noise: None) -> dict:
-        """student, teacher: (mean [2B, D], None), the first B rows view 1.
-
-        Returns ``loss`` and detached scalars: ``cosine`` (of positives), ``accuracy`` (how often the right one of the
+    Returns:
+        ``loss`` and detached scalars: ``cosine`` (of positives), ``accuracy`` (how often the right one of the
         candidates is nearest, in [0, 1]).
-        """
-        queries = F.normalize(student[0].float(), dim=1).chunk(2)
-        keys = F.normalize(teacher[0].detach().float(), dim=1).chunk(2)[::-1]
-        losses, cosines, hits = [], [], []
-        for query, key in zip(queries, keys, strict=True):
-            candidates = key if self.gather is None else self.gather(key)
-            similarity = query @ candidates.T
-            target = self.rank * len(query) + torch.arange(len(query), device=query.device)
-            losses.append(2.0 * self.temperature * F.cross_entropy(similarity / self.temperature, target))
-            cosines.append((query.detach() * key).sum(dim=1).mean())
-            hits.append((similarity.detach().argmax(dim=1) == target).float().mean())
-        return {"loss": sum(losses), "cosine": sum(cosines) / 2, "accuracy": sum(hits) / 2}
+    """
+    losses, cosines, hits = [], [], []
+    halves = F.normalize(queries, dim=1).chunk(2), F.normalize(keys, dim=1).chunk(2)[::-1]
+    for query, key in zip(*halves, strict=True):
+        similarity = query @ peers.gather(key).T
+        target = peers.rank * len(query) + torch.arange(len(query), device=query.device)
+        losses.append(2.0 * temperature * F.cross_entropy(similarity / temperature, target))
+        cosines.append((query.detach() * key).sum(dim=1).mean())
+        hits.append((similarity.detach().argmax(dim=1) == target).float().mean())
+    return {"loss": sum(losses), "cosine": sum(cosines) / 2, "accuracy": sum(hits) / 2}
+
+
+@dataclass(frozen=True)
+class MoCoV3Options(PredictorOptions):
+    name: Literal["moco_v3"] = option("moco_v3", "which method")
+    temperature: float = option(0.2, "T of the similarities", low=1e-6)
+
+
+class MoCoV3(Method):
+    """Backbone, projector and predictor (MLPs without bias, the projector's end standardised), a momentum teacher."""
+
+    Options = MoCoV3Options
+
+    @classmethod
+    def recipe(cls, options: MoCoV3Options, *, small_images: bool) -> Recipe:
+        """solo-learn's for a ResNet-18 (da Costa et al., JMLR 2022)."""
+        widths = {
+            "latent": 256,
+            "projector_hidden": 4096,
+            "predictor_hidden": options.projector_hidden or 4096,
+        }
+        return Recipe("lars", 0.3, 1e-6, {"tau": 0.99, **widths})
+
+    def build(self, backbone: nn.Module, width: int) -> None:
+        options = self.options
+        projector = mlp(width, options.projector_hidden, options.latent, bias=False, standardise=True)
+        self.student = Encoder(backbone, projector)
+        self.predictor = nn.Identity()
+        if options.predictor:
+            self.predictor = mlp(options.latent, options.predictor_hidden, options.latent, bias=False)
+        self.teacher = Teacher(self.student)
+
+    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+        """Metrics are those of ``moco_v3_loss``."""
+        with self.autocast():
+            _, keys = per_view(self.teacher, views)
+            features, queries = per_view(self._predict, views)
+        metrics = moco_v3_loss(queries.float(), keys.float(), self.options.temperature, self.peers)
+        return Output(metrics.pop("loss"), features, metrics)
+
+    def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, projection = self.student(images)
+        return features, self.predictor(projection)

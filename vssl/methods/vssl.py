@@ -5,20 +5,33 @@ and the cosine terms; its equations were not public to us, so the exact forms be
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.options import option
+from pipelines.rng import normal
+from vssl.methods.base import Method, Output, PredictorOptions, Recipe, swap_views
+from vssl.methods.byol import BYOL
+from vssl.models.ema import Teacher
+from vssl.models.encoder import Encoder, per_view
+from vssl.models.heads import Gaussian, GaussianHead, mlp
+
 __all__ = [
     "VSSL",
+    "VSSLOptions",
     "cosine_kl",
     "cosine_log_likelihood",
     "gaussian_kl",
     "gaussian_log_likelihood",
+    "on_sphere",
     "predictive_log_likelihood",
 ]
+
+_NOISE_STREAM = 1000  # of the counter-based numbers; streams 0 and 1 are the views
 
 
 def gaussian_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
@@ -77,61 +90,103 @@ def cosine_log_likelihood(z: Tensor, mu_p: Tensor, kappa: float) -> Tensor:
     return kappa * F.cosine_similarity(z, mu_p, dim=1)
 
 
-def _on_sphere(mean: Tensor) -> Tensor:
-    """Scaled to length sqrt(D), so that a dimension's variance is about 1, as after standardisation."""
+def on_sphere(mean: Tensor) -> Tensor:
+    """Means [B, D] scaled to length sqrt(D), where a dimension's variance is about 1, as after standardisation."""
     return math.sqrt(mean.shape[1]) * F.normalize(mean, dim=1)
 
 
-class VSSL(nn.Module):
+@dataclass(frozen=True)
+class VSSLOptions(PredictorOptions):
+    name: Literal["vssl"] = option("vssl", "which method")
+    form: Literal["cosine", "gaussian"] = option(
+        "cosine", "gaussian: closed forms, divided by D; cosine: squared distances of means become cosine distances"
+    )
+    likelihood: Literal["prior", "predictive"] = option(
+        "predictive",
+        "prior: of the student's posterior under the teacher's prior (the variance falls to its bound); predictive: of "
+        "the teacher's mean under the student's density (the variance settles at the squared error)",
+    )
+    beta: float = option(1.0, "weight of the KL", low=0.0)
+    kappa: float = option(4.0, "cosine form: concentration", low=0.0)
+    decoupled: bool = option(True, "Gaussian form, predictive: variances do not weight the learning of the means")
+    logvar_bound: float = option(2.0, "log-variances lie in (-bound, bound)", low=1e-3, high=20.0)
+
+
+class VSSL(Method):
     """-E_q[log p(x1 | z)] + beta KL(q || p) for both directions, summed.
 
-    Args:
-        form: ``gaussian``: closed forms, divided by D. ``cosine``: squared distances become cosine distances.
-        likelihood: ``prior``: the expected log-density of the teacher's prior under the student's posterior (in the
-            cosine form: of a sample of it). The student's variance has no optimum but its bound. ``predictive``: the
-            teacher's mean under the student's density, whose variance has the fixed point
-            sigma_s^2 = sigma_t^2 = squared error, for every beta.
-        beta: weight of the KL.
-        kappa: concentration of the cosine form.
-        decoupled: for ``predictive`` in the Gaussian form: means learn as under unit variances, variances as with the
-            means held (stop-gradient), so that no sample's or dimension's uncertainty damps the learning of its mean.
-            The fixed points stay. (The damping and a milder cure: Seitzer et al., arXiv 2203.09168.) The cosine form's
-            means never meet a variance, so there it changes nothing.
-        logvar_bound: only to report how many log-variances sit on it.
+    The predictor changes only the mean: the variance is the encoder's own, so that the teacher's variance head, the
+    moving average of this one, is trained too. Both heads end in a BatchNorm without affine parameters.
+
+    ``likelihood``, ``prior``: the expected log-density of the teacher's prior under the student's posterior (in the
+    cosine form: of a sample of it); the student's variance has no optimum but its bound. ``predictive``: the teacher's
+    mean under the student's density, whose variance has the fixed point sigma_s^2 = sigma_t^2 = squared error, for
+    every beta.
+
+    ``decoupled``, for ``predictive`` in the Gaussian form: means learn as under unit variances, variances as with the
+    means held (stop-gradient), so that no sample's or dimension's uncertainty damps the learning of its mean. The fixed
+    points stay. (The damping and a milder cure: Seitzer et al., arXiv 2203.09168.) The cosine form's means never meet a
+    variance, so there it changes nothing.
     """
 
-    def __init__(
-        self,
-        form: Literal["cosine", "gaussian"],
-        likelihood: Literal["prior", "predictive"],
-        beta: float,
-        kappa: float,
-        decoupled: bool,
-        logvar_bound: float,
-    ) -> None:
-        super().__init__()
-        self.form, self.likelihood, self.decoupled = form, likelihood, decoupled
-        self.beta, self.kappa, self.logvar_bound = beta, kappa, logvar_bound
+    Options = VSSLOptions
+
+    @classmethod
+    def recipe(cls, options: VSSLOptions, *, small_images: bool) -> Recipe:
+        """BYOL's, so that the two differ in nothing but the objective."""
+        return BYOL.recipe(options, small_images=small_images)
+
+    def build(self, backbone: nn.Module, width: int) -> None:
+        options = self.options
+        projector = GaussianHead(width, options.projector_hidden, options.latent, options.logvar_bound)
+        self.student = Encoder(backbone, projector)
+        self.predictor = nn.Identity()
+        if options.predictor:
+            self.predictor = mlp(options.latent, options.predictor_hidden, options.latent, standardise=True)
+        self.teacher = Teacher(self.student)
+
+    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+        """Metrics are those of ``loss``."""
+        with self.autocast():
+            _, prior = per_view(self.teacher, views)
+            features, posterior = per_view(self._predict, views)
+        metrics = self.loss(posterior, prior, self._noise(index, epoch))
+        return Output(metrics.pop("loss"), features, metrics)
+
+    def _predict(self, images: Tensor) -> tuple[Tensor, Gaussian]:
+        features, embedding = self.student(images)
+        return features, Gaussian(self.predictor(embedding.mean), embedding.logvar)
 
     @property
     def needs_noise(self) -> bool:
         """Whether a sample of the posterior is drawn: the closed forms need none."""
-        return self.form == "cosine" and self.likelihood == "prior"
+        return self.options.form == "cosine" and self.options.likelihood == "prior"
 
-    def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], noise: Tensor | None) -> dict:
-        """student, teacher: (mean, log-variance) [2B, D], the first B rows view 1. noise: standard normal [2B, D].
+    def _noise(self, index: Tensor, epoch: Tensor) -> Tensor | None:
+        """Standard normal numbers float32 [2B, D], by (seed, epoch, image, view); None where none are needed."""
+        if not self.needs_noise:
+            return None
+        streams = (_NOISE_STREAM, _NOISE_STREAM + 1)
+        return torch.cat([normal(self.seed, epoch, index, stream, self.options.latent) for stream in streams])
 
-        Returns ``loss`` (scalar, mean over B, both directions summed) and detached scalars: ``kl`` and
-        ``log_likelihood`` (a direction's mean, as the loss holds them), ``logvar_student``, ``logvar_teacher``
-        (means), ``on_bound`` (share of the student's log-variances within 2 % of their bound), ``cosine`` (of the
-        student's and the teacher's means).
+    def loss(self, posterior: Gaussian, prior: Gaussian, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """The objective of the student's posteriors and the teacher's priors, [2B, D] each, the first B rows view 1.
+
+        Args:
+            noise: standard normal [2B, D] where ``needs_noise``.
+
+        Returns:
+            ``loss`` (scalar, mean over B, both directions summed) and detached scalars: ``kl`` and ``log_likelihood``
+            (a direction's mean, as the loss holds them), ``logvar_student``, ``logvar_teacher`` (means), ``on_bound``
+            (share of the student's log-variances within 2 % of their bound), ``cosine`` (of the student's and the
+            teacher's means).
         """
-        mu_s, logvar_s = student[0].float(), student[1].float()
+        mu_s, logvar_s = posterior.mean.float(), posterior.logvar.float()
         # Row i of a student's view meets the same image's other view of the teacher.
-        mu_t, logvar_t = (torch.cat(part.detach().float().chunk(2)[::-1]) for part in teacher)
-        terms = self._gaussian if self.form == "gaussian" else self._cosine
+        mu_t, logvar_t = (swap_views(part.detach().float()) for part in prior)
+        terms = self._gaussian if self.options.form == "gaussian" else self._cosine
         log_likelihood, kl = terms(mu_s, logvar_s, mu_t, logvar_t, noise)
-        loss = 2.0 * (self.beta * kl - log_likelihood).mean()
+        loss = 2.0 * (self.options.beta * kl - log_likelihood).mean()
         with torch.no_grad():
             return {
                 "loss": loss,
@@ -139,17 +194,17 @@ class VSSL(nn.Module):
                 "log_likelihood": log_likelihood.mean(),
                 "logvar_student": logvar_s.mean(),
                 "logvar_teacher": logvar_t.mean(),
-                "on_bound": (logvar_s.abs() > 0.98 * self.logvar_bound).float().mean(),
+                "on_bound": (logvar_s.abs() > 0.98 * self.options.logvar_bound).float().mean(),
                 "cosine": F.cosine_similarity(mu_s, mu_t, dim=1).mean(),
             }
 
     def _gaussian(self, mu_s: Tensor, logvar_s: Tensor, mu_t: Tensor, logvar_t: Tensor, _: None) -> tuple:
-        """Log-likelihood and KL, [2B] each, a dimension."""
+        """Log-likelihood and KL per dimension, [2B] each."""
         dimensions = mu_s.shape[1]
-        if self.likelihood == "prior":
+        if self.options.likelihood == "prior":
             log_likelihood = gaussian_log_likelihood(mu_s, logvar_s, mu_t, logvar_t)
             kl = gaussian_kl(mu_s, logvar_s, mu_t, logvar_t)
-        elif self.decoupled:
+        elif self.options.decoupled:
             unit, held = torch.zeros_like(logvar_s), mu_s.detach()
             log_likelihood = predictive_log_likelihood(mu_s, unit, mu_t)
             log_likelihood = log_likelihood + predictive_log_likelihood(held, logvar_s, mu_t)
@@ -161,13 +216,30 @@ class VSSL(nn.Module):
 
     def _cosine(self, mu_s: Tensor, logvar_s: Tensor, mu_t: Tensor, logvar_t: Tensor, noise: Tensor | None) -> tuple:
         """Log-likelihood and KL, [2B] each."""
-        # On the sphere of radius sqrt(D) a dimension's variance is about 1, as after standardisation.
-        radius = math.sqrt(mu_s.shape[1])
-        direction = radius * F.normalize(mu_s, dim=1)
-        if self.likelihood == "prior":
-            log_likelihood = cosine_log_likelihood(direction + (0.5 * logvar_s).exp() * noise, mu_t, self.kappa)
+        kappa, direction = self.options.kappa, on_sphere(mu_s)
+        if self.options.likelihood == "prior":
+            log_likelihood = cosine_log_likelihood(direction + (0.5 * logvar_s).exp() * noise, mu_t, kappa)
         else:
-            target = radius * F.normalize(mu_t, dim=1)
-            density = predictive_log_likelihood(direction.detach(), logvar_s, target) / mu_s.shape[1]
-            log_likelihood = cosine_log_likelihood(mu_s, mu_t, self.kappa) + density
-        return log_likelihood, cosine_kl(mu_s, logvar_s, mu_t, logvar_t, self.kappa)
+            density = predictive_log_likelihood(direction.detach(), logvar_s, on_sphere(mu_t)) / mu_s.shape[1]
+            log_likelihood = cosine_log_likelihood(mu_s, mu_t, kappa) + density
+        return log_likelihood, cosine_kl(mu_s, logvar_s, mu_t, logvar_t, kappa)
+
+    @torch.no_grad()
+    def posterior(self, features: Tensor) -> Gaussian:
+        """Mean and log-variance [N, D] that the student's Gaussian head gives to the backbone's features [N, F].
+
+        The predictor has no part in it: it only guesses what the teacher makes of another view. The cosine form's
+        variances are those about a mean of length sqrt(D), so its means are given that length.
+        """
+        mean, logvar = self.student.projector(features)
+        return Gaussian(on_sphere(mean) if self.options.form == "cosine" else mean, logvar)
+
+    @torch.no_grad()
+    def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
+        """As ``Method.predict``; the cosine form's means have length sqrt(D), as in its objective."""
+        _, (mean, logvar) = self._predict(views)
+        _, prior = self.teacher(views)
+        target = swap_views(prior.mean)
+        if self.options.form == "cosine":
+            mean, target = on_sphere(mean), on_sphere(target)
+        return Gaussian(mean, logvar), target

@@ -1,15 +1,17 @@
-"""Backbones: torchvision's ResNets with torchvision's keys, a stem for small images, and a small ResNet for CPUs."""
+"""Backbones: torchvision's ResNets with their keys, a stem for small images, a ResNet for CPUs, timm's networks."""
+
+import difflib
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
-from vssl.models.norm import BatchNorm2d
+from vssl.models.config import ModelConfig
+from vssl.models.norm import BatchNorm2d, adopt_norms
 
-__all__ = ["BACKBONES", "build_backbone", "load_backbone_weights"]
-
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet8")
+__all__ = ["build_backbone", "load_backbone_weights"]
 
 
 class ResNet8(nn.Module):
@@ -44,28 +46,53 @@ class ResNet8(nn.Module):
         return self.avgpool(x).flatten(1)
 
 
-def build_backbone(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
+def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int]:
     """A backbone without its classifier, and the width of its features.
 
     Args:
-        name: one of ``BACKBONES``.
-        stem: ``imagenet`` (7x7 stride 2 and max-pool), ``cifar`` (3x3 stride 1, padding 1, no pool; the keys stay),
-            or ``auto`` (cifar up to 64 pixels a side). ``resnet8`` has a stem of its own.
+        config: ``backbone`` names it; ``stem`` is ``imagenet`` (7x7 stride 2 and max-pool), ``cifar`` (3x3 stride 1,
+            padding 1, no pool; the keys stay), or ``auto`` (cifar for small images). ``resnet8`` and timm's networks
+            have stems of their own.
         image_size: side of a view in pixels.
 
     Returns:
         module ([B, 3, H, W] -> [B, width]) and width.
+
+    Raises:
+        UserError: timm is not installed or has no such network, or a norm that cannot be used (``adopt_norms``).
     """
-    if name == "resnet8":
-        return ResNet8(), 64
-    backbone = getattr(torchvision.models, name)(weights=None, norm_layer=BatchNorm2d)
-    width = backbone.fc.in_features
-    backbone.fc = nn.Identity()
-    if stem == "cifar" or (stem == "auto" and image_size <= 64):
-        backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        backbone.maxpool = nn.Identity()
+    if config.backbone.startswith("timm:"):
+        backbone, width = _build_timm(config.backbone.removeprefix("timm:"), config.stem, image_size)
+    elif config.backbone == "resnet8":
+        backbone, width = ResNet8(), 64
+    else:
+        backbone = getattr(torchvision.models, config.backbone)(weights=None, norm_layer=BatchNorm2d)
+        width = backbone.fc.in_features
+        backbone.fc = nn.Identity()
+        if config.stem == "cifar" or (config.stem == "auto" and image_size <= SMALL_IMAGE):
+            backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+            backbone.maxpool = nn.Identity()
+    adopt_norms(backbone)
     return backbone, width
+
+
+def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
+    """A network of timm's (https://github.com/huggingface/pytorch-image-models) with fresh weights."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"model.backbone=timm:{name} needs timm, which cannot be imported ({error})") from error
+    if stem == "cifar":
+        raise UserError(f"model.stem=cifar: timm:{name} has a stem of its own; set model.stem=auto")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)[0]
+        raise UserError(f"timm has no network {name!r}; did you mean model.backbone=timm:{near}?")
+    try:
+        backbone = timm.create_model(name, num_classes=0, img_size=image_size)  # position embeddings depend on it
+    except TypeError:  # convolutional networks take no such argument
+        backbone = timm.create_model(name, num_classes=0)
+    return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
 def load_backbone_weights(backbone: nn.Module, path: str) -> None:

@@ -1,45 +1,59 @@
-"""The momentum teacher: an exponential moving average of the student's encoder, buffers and all."""
+"""The momentum teacher: an exponential moving average of a network, buffers and all, and its momentum's schedule."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
-from vssl.models.encoder import Encoder
 from vssl.models.norm import freeze_statistics
 
-__all__ = ["Teacher"]
+__all__ = ["Teacher", "tau_at"]
 
 
-class Teacher:
-    """theta_t <- tau theta_t + (1 - tau) theta_s, in place.
+def tau_at(step: int, *, start: float, steps: int) -> float:
+    """The teacher's momentum at a step, counted from 0, of a run of ``steps``: from ``start`` to 1 by a cosine.
 
-    That is a step of gradient descent on |theta_t - theta_s|^2 / 2 at the rate 1 - tau, and torch's fused one, a single
-    kernel for many tensors, reads its rate on the device.
+    tau(k) = 1 - (1 - tau_0) (cos(pi k / K) + 1) / 2 (BYOL, arXiv 2006.07733, section 3.2).
+    """
+    return 1.0 - (1.0 - start) * (math.cos(math.pi * step / steps) + 1.0) / 2.0
+
+
+class Teacher(nn.Module):
+    """theta_t <- tau theta_t + (1 - tau) theta_s, in place; no gradient ever.
 
     Weights and floating-point buffers (BatchNorm's running statistics) are averaged alike. In its forward pass the
     teacher normalises with the batch's own statistics, as the student does, and never changes its buffers itself.
+
+    Args:
+        student: what to copy and to follow; it arrives with norms that ``vssl.models.norm`` knows.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
-        freeze_statistics(self.encoder)
-        self._targets, self._sources = self._pairs(encoder)
-
-    def _pairs(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        ours, theirs = self.encoder.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
-        keys = [key for key, value in ours.items() if value.is_floating_point()]
-        return [ours[key].data for key in keys], [theirs[key].data for key in keys]
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False)
+        freeze_statistics(self.network)
 
     @torch.no_grad()
-    def update(self, weight: Tensor) -> None:
-        """Move towards the student by ``weight`` = 1 - tau, a float32 scalar on the device; 0 changes nothing."""
+    def forward(self, images: Tensor) -> object:
+        """What ``network`` says of [B, 3, S, S]."""
+        return self.network(images)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, rate: Tensor) -> None:
+        """Move towards the student by ``rate`` = 1 - tau, a float32 scalar on the device; 0 changes nothing.
+
+        That is a step of gradient descent on |theta_t - theta_s|^2 / 2, and torch's fused one, a single kernel for
+        many tensors, reads its rate on the device.
+        """
+        ours, theirs = self.network.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
+        averaged = [key for key, value in ours.items() if value.is_floating_point()]
         # p <- p - lr (weight_decay p - g)
         torch._fused_sgd_(
-            self._targets,
-            self._sources,
+            [ours[key].data for key in averaged],
+            [theirs[key].data for key in averaged],
             [],
-            lr=weight,
+            lr=rate,
             weight_decay=1.0,
             maximize=True,
             momentum=0.0,

@@ -14,7 +14,7 @@ class Gaussian(NamedTuple):
     """A diagonal Gaussian for each sample."""
 
     mean: Tensor  # [B, D]
-    logvar: Tensor | None  # float32 [B, D], log sigma^2; None for methods without a variance
+    logvar: Tensor  # float32 [B, D], log sigma^2
 
 
 def mlp(inputs: int, hidden: int, outputs: int, *, bias: bool = True, standardise: bool = False) -> nn.Sequential:

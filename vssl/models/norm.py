@@ -1,35 +1,37 @@
 """BatchNorm that can leave its running statistics alone, and take the statistics of all processes' batches."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipelines.errors import UserError
 from vssl.collectives import gather_equal
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "freeze_statistics", "synchronise_statistics"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "adopt_norms", "freeze_statistics", "synchronise_statistics"]
 
 
 class _SharedNorm:
-    """Adds two switches to torch's BatchNorm; the keys of the state dict stay.
-
-    ``frozen``: in training mode use the batch's statistics and leave the buffers alone. The teacher needs it: it
-    normalises as the student does, but its buffers are the moving average of the student's.
+    """Adds a switch to torch's BatchNorm; the keys of the state dict stay.
 
     ``synchronised``: in training mode the batch is that of all processes, which must bring equally many samples.
     (torch.nn.SyncBatchNorm does not run on CPUs.)
     """
 
-    frozen: bool = False
     synchronised: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.synchronised:
-            return self._forward_synchronised(x)
-        if self.training and self.frozen:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return super().forward(x)
+        if not (self.training and self.synchronised):
+            return super().forward(x)
+        y = self._normalise(x)
+        # timm's BatchNormAct2d goes on with these two.
+        for name in ("drop", "act"):
+            if hasattr(self, name):
+                y = getattr(self, name)(y)
+        return y
 
-    def _forward_synchronised(self, x: Tensor) -> Tensor:
+    def _normalise(self, x: Tensor) -> Tensor:
         """x [N, C, ...], normalised in float32 with the mean and variance of all processes' N."""
         channels = x.shape[1]
         dims = [d for d in range(x.ndim) if d != 1]
@@ -38,7 +40,7 @@ class _SharedNorm:
         # Chan, Golub and LeVeque, Algorithms for Computing the Sample Variance, 1983, for parts of equal size.
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)
-        if not self.frozen:
+        if self.track_running_stats:
             count = len(parts) * x.numel() // channels
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
@@ -55,18 +57,49 @@ class _SharedNorm:
 
 
 class BatchNorm1d(_SharedNorm, nn.BatchNorm1d):
-    """``torch.nn.BatchNorm1d`` whose statistics can be frozen and synchronised."""
+    """``torch.nn.BatchNorm1d`` whose statistics can be synchronised."""
 
 
 class BatchNorm2d(_SharedNorm, nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` whose statistics can be frozen and synchronised."""
+    """``torch.nn.BatchNorm2d`` whose statistics can be synchronised."""
+
+
+@functools.cache
+def _shared(norm: type) -> type:
+    """The same class with the switch."""
+    return {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}.get(norm) or type(
+        f"Shared{norm.__name__}", (_SharedNorm, norm), {}
+    )
+
+
+def adopt_norms(module: nn.Module) -> None:
+    """Turn every BatchNorm of torch's or timm's inside ``module`` into one that this module's functions know, in place.
+
+    Norms without running statistics (LayerNorm, GroupNorm) need nothing.
+
+    Raises:
+        UserError: a norm with running statistics that would be neither frozen in a teacher nor synchronised.
+    """
+    known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+    for name, part in module.named_modules():
+        if isinstance(part, _SharedNorm):
+            continue
+        if type(part) in known or (isinstance(part, nn.BatchNorm2d) and type(part).__name__ == "BatchNormAct2d"):
+            part.__class__ = _shared(type(part))
+        elif getattr(part, "running_mean", None) is not None:
+            raise UserError(
+                f"{type(part).__name__} at {name}: its running statistics could be neither frozen in the teacher nor "
+                "synchronised; choose another model.backbone"
+            )
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Freeze the running statistics of every BatchNorm inside ``module``."""
+    """Let every BatchNorm inside ``module`` normalise with the batch's statistics in training mode, and leave its
+    buffers alone. The teacher needs it: its buffers are the moving average of the student's."""
     for part in module.modules():
-        if isinstance(part, _SharedNorm):
-            part.frozen = True
+        if isinstance(part, _BatchNorm):
+            # Torch's own switch; unlike the argument of the same name it keeps the buffers and their use in evaluation.
+            part.track_running_stats = False
 
 
 def synchronise_statistics(module: nn.Module) -> None:

@@ -1,0 +1,65 @@
+"""From a config to the step that a run takes, as its device runs it best."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipelines.augment.views import Augment
+from pipelines.batch import Batch
+from pipelines.formats.packed import Packed
+from vssl.collectives import Peers
+from vssl.engine.capture import CapturedStep
+from vssl.engine.compilation import compile_step
+from vssl.engine.config import Config
+from vssl.engine.distributed import World
+from vssl.engine.precision import resolve_amp
+from vssl.engine.step import MakeViews, TrainStep
+from vssl.evaluation.probe import OnlineProbe
+from vssl.methods import build_method
+
+__all__ = ["build_step", "make_views", "prepare_step"]
+
+
+def make_views(augment: Augment, seed: int) -> MakeViews:
+    """The function that gives the step the two views that ``augment`` draws."""
+
+    def make(pixels: Tensor, size: Tensor, index: Tensor, epoch: Tensor) -> Tensor:
+        return augment.apply(pixels, augment.sample_params(seed, epoch, index, size))
+
+    return make
+
+
+def build_step(
+    config: Config,
+    packed: Packed,
+    device: torch.device,
+    world: World | None = None,
+    views: MakeViews | None = None,
+) -> TrainStep:
+    """The step of a resolved config on fresh weights, drawn from ``train.seed`` or read from ``model.weights``.
+
+    Args:
+        views: makes the views; None: the augmentation that the config describes.
+    """
+    world, seed = world or World(), config.train.seed
+    torch.manual_seed(seed)
+    peers = Peers(world.rank, world.size)
+    method = build_method(config.method, config.model, config.data.image_size, seed=seed, peers=peers)
+    method = method.to(device, memory_format=torch.channels_last).train()
+    probe = None
+    if packed.splits["train"].labelled and config.eval.probe_lr > 0:
+        probe = OnlineProbe(method.width, len(packed.classes)).to(device)
+    views = views or make_views(Augment(config.augment, config.data.image_size), seed)
+    return TrainStep(config, views, method, probe, device, resolve_amp(config.train.amp, device), world)
+
+
+def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
+    """``step`` as its device runs it best, for batches like ``batch``: compiled as configured, captured on a GPU of a
+    single process."""
+    wanted = step.config.train.compile
+    if wanted or (wanted is None and step.epoch.is_cuda):
+        compile_step(step, batch)
+    if not step.epoch.is_cuda or step.world.size > 1:
+        return step
+    return CapturedStep(step, images=step.config.data.batch_size)
