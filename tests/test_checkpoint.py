@@ -13,9 +13,11 @@ from torch import nn
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
 from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
-from vssl.models import ModelConfig, build_student
+from vssl.methods import build_method
+from vssl.methods.byol import BYOLOptions
+from vssl.models.config import ModelConfig
 
-STATE = {"step": 1, "student": {"w": torch.ones(3)}}
+STATE = {"step": 1, "method": {"w": torch.ones(3)}}
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -46,7 +48,7 @@ def test_a_failed_write_keeps_the_old_file_and_no_rubbish(tmp_path):
 def test_a_changed_byte_in_a_tensor_is_found_and_the_one_before_taken(tmp_path, capsys):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2):
-        checkpoints.save(step, {"step": step, "student": {"w": torch.full((1000,), 1.2345)}})
+        checkpoints.save(step, {"step": step, "method": {"w": torch.full((1000,), 1.2345)}})
     newest = checkpoints.paths()[-1]
     content = bytearray(newest.read_bytes())
     content[content.index(torch.tensor(1.2345).numpy().tobytes()) + 400] ^= 1
@@ -63,13 +65,13 @@ def test_a_changed_byte_in_a_tensor_is_found_and_the_one_before_taken(tmp_path, 
 def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(tmp_path):
     """A file size limit stands for the full disk; it can only be lowered, so a process of its own lives under it."""
     checkpoints = Checkpoints(tmp_path, keep=2)
-    state = {"step": 1, "student": {"w": torch.randn(100_000)}}
+    state = {"step": 1, "method": {"w": torch.randn(100_000)}}
     checkpoints.save(1, state)
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         said = []
-        for write in (lambda: checkpoints.save(2, state), lambda: export_backbone(state["student"], tmp_path / "b")):
+        for write in (lambda: checkpoints.save(2, state), lambda: export_backbone(state["method"], tmp_path / "b")):
             try:
                 write()
             except UserError as error:
@@ -99,10 +101,10 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 
 def test_an_export_is_the_same_bytes_again_and_loads_into_torchvision(tmp_path):
-    config = ModelConfig(projector_hidden=8, predictor_hidden=8, latent=4, stem="imagenet")
-    student = build_student(config, 224, method="vssl").to(memory_format=torch.channels_last)
+    options = BYOLOptions(projector_hidden=8, predictor_hidden=8, latent=4)
+    method = build_method(options, ModelConfig(stem="imagenet"), 224).to(memory_format=torch.channels_last)
     for name in ("a", "b"):
-        export_backbone(backbone_weights(student), tmp_path / name)
+        export_backbone(backbone_weights(method.state_dict()), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     reference = torchvision.models.resnet18(weights=None)
     reference.fc = nn.Identity()

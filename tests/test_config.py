@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from pipelines.errors import UserError
-from vssl.config import Config, from_dict, load_config, to_dict, to_yaml
-from vssl.recipes import resolve
+from vssl.config import ConfigParser, explain, from_dict, to_dict, to_yaml
+from vssl.engine.config import Config, load_config, resolve
+from vssl.methods import METHODS
 
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
 
@@ -33,8 +34,8 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(config_file):
         ("train.epoch=5", "unknown config key 'train.epoch'; did you mean 'train.epochs'?"),
         ("batch_size=5", "did you mean 'data.batch_size'?"),
         ("model.batch_size=5", "did you mean 'data.batch_size'?"),
-        ("objective.from=cosine", "did you mean 'objective.form'?"),
-        ("objective.form=cosin", "objective.form must be cosine or gaussian, not 'cosin'"),
+        ("method.from=cosine", "did you mean 'method.form'?"),
+        ("method.form=cosin", "method.form must be cosine or gaussian, not 'cosin'"),
         ("train.epochs=many", "train.epochs must be an integer, not 'many'"),
         ("train.epochs=1.5", "train.epochs must be an integer, not 1.5"),
         ("train.epochs=true", "train.epochs must be an integer, not True"),
@@ -45,8 +46,15 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(config_file):
         ("data.drop_last=maybe", "data.drop_last must be true or false, not 'maybe'"),
         ("augment.blur=0.5", "augment.blur must be a list of 2 numbers, not 0.5"),
         ("augment.flip=1.5", "augment.flip must be between 0.0 and 1.0, not 1.5"),
-        ("optim.tau=1.5", "optim.tau must be between 0.0 and 1.0, not 1.5"),
+        ("method.tau=1.5", "method.tau must be between 0.0 and 1.0, not 1.5"),
         ("train=5", "unknown config key 'train'"),
+        ("optim.tau=0.5", "did you mean 'method.tau'?"),
+        ("data.loader=fcv", "data.loader must be auto or ffcv or dali or resident or torch, not 'fcv'"),
+        ("augment.interpolation=cubic", "augment.interpolation must be bilinear or bicubic, not 'cubic'"),
+        ("augment.scale=[1, 0.2]", "augment.scale must be given as [least, greatest], not [1.0, 0.2]"),
+        ("model.backbone=resnet19", "or resnet8 or timm:NAME, not 'resnet19'"),
+        ("method.name=simple", "method.name must be vssl or byol or moco_v3"),
+        ("method.temperature=0.1", "method.temperature is an option of method.name=moco_v3"),
         ("train.epochs", "must have the form section.key=value"),
         ("train.epochs=[", "the value is not valid YAML"),
     ],
@@ -84,28 +92,59 @@ def test_off_is_a_word_not_a_boolean(config_file):
 
 
 def test_a_config_survives_yaml_and_is_frozen():
-    config = from_dict({"model": {"latent": 7}, "optim": {"lr": "1e-5"}})
-    assert from_dict(yaml.safe_load(to_yaml(config))) == config
-    assert from_dict(to_dict(config)) == config
+    config = from_dict({"method": {"name": "byol", "latent": 7}, "optim": {"lr": "1e-5"}}, Config)
+    assert from_dict(yaml.safe_load(to_yaml(config)), Config) == config
+    assert from_dict(to_dict(config), Config) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.train.epochs = 5
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-@pytest.mark.parametrize("method", ["vssl", "byol", "moco_v3"])
+@pytest.mark.parametrize("method", METHODS)
 def test_shipped_configs_resolve_for_every_method(path, method):
-    config = resolve(load_config(path, [f"objective.name={method}"]))
-    assert not [k for k in ("lr", "tau", "name", "weight_decay") if getattr(config.optim, k) is None]
-    assert None not in (config.model.latent, config.model.projector_hidden, config.model.predictor_hidden)
+    config = resolve(load_config(path, [f"method.name={method}"]))
+    assert None not in (*vars(config.optim).values(), *vars(config.method).values())
 
 
 def test_a_written_value_beats_the_recipe():
-    config = resolve(from_dict({"optim": {"lr": 0.123}, "objective": {"name": "byol"}}))
-    assert config.optim.lr == 0.123 and config.optim.name == "lars" and config.model.predictor_hidden == 4096
+    config = resolve(from_dict({"optim": {"lr": 0.123}, "method": {"name": "byol"}}, Config))
+    assert config.optim.lr == 0.123 and config.optim.name == "lars" and config.method.predictor_hidden == 4096
 
 
 def test_byols_published_recipe_depends_on_the_image_size():
-    small = resolve(from_dict({"objective": {"name": "byol"}}))
-    large = resolve(from_dict({"objective": {"name": "byol"}, "data": {"image_size": 224}}))
+    small = resolve(from_dict({"method": {"name": "byol"}}, Config))
+    large = resolve(from_dict({"method": {"name": "byol"}, "data": {"image_size": 224}}, Config))
     assert (small.optim.lr, large.optim.lr) == (1.0, 0.5)
-    assert (small.model.predictor_hidden, large.model.predictor_hidden) == (4096, 8192)
+    assert (small.method.predictor_hidden, large.method.predictor_hidden) == (4096, 8192)
+
+
+def test_a_predictor_is_as_wide_as_a_projector_whose_width_is_given():
+    config = resolve(from_dict({"method": {"name": "byol", "projector_hidden": 32}}, Config))
+    assert config.method.predictor_hidden == 32
+
+
+def test_the_keys_in_the_docs_are_those_of_the_schema():
+    """``python train.py --help-config > docs/configuration.md`` writes them anew."""
+    assert Path("docs/configuration.md").read_text() == explain(Config)
+
+
+def test_every_key_is_explained():
+    rows = [line for line in explain(Config).splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert all(len(row.split(" | ")) == 4 and row.split(" | ")[3].strip("| ") for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--epochs", "3"], "--epochs is no flag but a config key: write train.epochs=3"),
+        (["--train.epochs=3"], "--train.epochs is no flag but a config key: write train.epochs=3"),
+        (["--batch-size"], "--batch-size is no flag but a config key: write data.batch_size=VALUE"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_a_key_written_as_a_flag_is_answered_with_how_it_is_written(words, answer, capsys):
+    parser = ConfigParser(Config, prog="train.py")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_config_args(["-c", "configs/demo.yaml", *words])
+    assert answer in capsys.readouterr().err

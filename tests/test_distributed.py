@@ -1,6 +1,7 @@
 """Several processes over gloo train as one does, stay equal, and end together."""
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -115,8 +116,8 @@ TWENTY = ("data.limit=720", "data.batch_size=36", "train.epochs=1", "train.log_e
     ("size", "overrides"),
     [
         (2, ()),
-        (3, ("objective.name=moco_v3",)),
-        (2, ("objective.form=cosine", "objective.likelihood=prior")),
+        (3, ("method.name=moco_v3",)),
+        (2, ("method.form=cosine", "method.likelihood=prior")),
     ],
     ids=["vssl", "moco_v3", "cosine-noise"],
 )
@@ -134,7 +135,7 @@ def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, size
     measured = [[line["knn_top1"] for line in lines(tmp_path / f"on-{n}") if "knn_top1" in line] for n in (1, size)]
     assert measured[0] == pytest.approx(measured[1], abs=0.02) and measured[0][0] == measured[1][0]
     environment = json.loads((tmp_path / f"on-{size}" / "environment.json").read_text())
-    assert environment["world_size"] == size and environment["derived"]["images_a_process"] == 36 // size
+    assert environment["world_size"] == size and environment["derived"]["images_per_process"] == 36 // size
 
 
 def test_without_synchronised_statistics_the_copies_stay_equal(config, processes):
@@ -151,17 +152,12 @@ def test_another_number_of_processes_continues_the_same_run(config, processes, t
         pass
 
     def killed(world):
-        trainer = Trainer(config(*common), None, world)
-        after_step = trainer._after_step
-
-        def after():
-            after_step()
+        def on_step(trainer):
             if trainer.step == 16:
                 raise Killed
 
-        trainer._after_step = after
         with suppress(Killed):
-            trainer.fit()
+            Trainer(config(*common), None, world, on_step).fit()
 
     processes(2, killed)
     resumed = processes(3, train(config(*common), "auto"))
@@ -255,19 +251,28 @@ def test_a_mistake_seen_by_all_is_said_once(config, processes):
         assert processes.output(1) == ""
 
 
+class Damaged:
+    """A loader that meets a damaged sample in its fourth batch."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        yield from itertools.islice(self.loader, 3)
+        raise UserError("the JPEG data of sample 77 are damaged")
+
+
 def test_one_processs_broken_sample_ends_all(config, processes):
     def work(world):
         trainer = Trainer(config("data.batch_size=36"), None, world)
         if world.rank == 1:
-            batches = trainer.loader._batches
-
-            def broken():
-                for number, batch in enumerate(batches()):
-                    if number == 3:
-                        raise UserError("the JPEG data of sample 77 are damaged")
-                    yield batch
-
-            trainer.loader._batches = broken
+            trainer.loader = Damaged(trainer.loader)
         trainer.fit()
 
     processes(3, work, codes=[2, 2, 2])
@@ -290,17 +295,15 @@ def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, proces
     def work(world):
         trainer = Trainer(config(), None, world)
         batch = next(iter(trainer.loader))
-        trainer.train_step.set_schedule(epoch=0, lr=1.0, probe_lr=0.1, momentum=0.5)
+        trainer.train_step.set_schedule(epoch=0, lr=1.0, probe_lr=0.1, tau=0.5)
         before = digest(trainer.train_step.state_dict())
-        forward = trainer.train_step._forward
 
-        def poisoned(*inputs):
-            loss, metrics = forward(*inputs)
-            if world.rank == 1:
-                metrics["loss"] = metrics["loss"] * float("nan")  # the gradients stay finite
-            return loss, metrics
+        def spoil(method, inputs, output):
+            # The loss is infinite, and its gradients are finite.
+            return output._replace(loss=output.loss + float("inf"))
 
-        trainer.train_step._forward = poisoned
+        if world.rank == 1:
+            trainer.train_step.method.register_forward_hook(spoil)
         trainer.train_step(batch)
         return before == digest(trainer.train_step.state_dict()), trainer.train_step.watch.read()
 
@@ -316,7 +319,7 @@ def test_a_compiled_step_of_two_processes_is_an_eager_one(config, processes, tmp
             batch = next(iter(trainer.loader))
             if name == "compiled":
                 assert compile_step(trainer.train_step, batch)  # the augmentation; the rest exchanges
-            trainer.train_step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, momentum=0.9)
+            trainer.train_step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, tau=0.9)
             trainer.train_step(batch)
             found.append(trainer.train_step.metrics.read())
         return found

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from training import everything, first_batch
 
 from pipelines.errors import UserError
-from vssl.config import load_config, to_yaml
+from vssl.config import to_yaml
 from vssl.engine.compilation import compile_step
+from vssl.engine.config import load_config
 from vssl.engine.trainer import Trainer
 
 
@@ -29,16 +30,14 @@ class Killed(Exception):
     pass
 
 
-def kill_after(trainer, steps):
+def kill_after(config, steps):
     """Let the process "die" in mid-epoch: nothing is saved at that moment."""
-    step = trainer._after_step
 
-    def after_step():
-        step()
+    def on_step(trainer):
         if trainer.step == steps:
             raise Killed
 
-    trainer._after_step = after_step
+    trainer = Trainer(config, on_step=on_step)
     with pytest.raises(Killed):
         trainer.fit()
     trainer.directory.close()
@@ -54,7 +53,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, o
     common.append(f"train.device={device}")
     whole = Trainer(config(*common, f"run.dir={tmp_path / 'whole'}"))
     whole.fit()
-    kill_after(Trainer(config(*common)), steps=14)  # in the second epoch, two steps after a checkpoint
+    kill_after(config(*common), steps=14)  # in the second epoch, two steps after a checkpoint
     resumed = Trainer(config(*common), resume="auto")
     assert resumed.step == 12
     resumed.fit()
@@ -74,9 +73,9 @@ def test_a_changed_seed_changes_the_run(config, tmp_path):
     assert not torch.equal(everything(runs[0])[0], everything(runs[1])[0])
 
 
-@pytest.mark.parametrize("objective", ["byol", "moco_v3"])
-def test_other_methods_train_in_the_same_engine(config, tmp_path, objective):
-    trainer = Trainer(config(f"objective.name={objective}", "optim.name=lars", "optim.lr=0.5"))
+@pytest.mark.parametrize("method", ["byol", "moco_v3"])
+def test_other_methods_train_in_the_same_engine(config, tmp_path, method):
+    trainer = Trainer(config(f"method.name={method}", "optim.name=lars", "optim.lr=0.5"))
     trainer.fit()
     measured = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert measured[-1]["loss"] < measured[0]["loss"]
@@ -85,9 +84,7 @@ def test_other_methods_train_in_the_same_engine(config, tmp_path, objective):
 @pytest.mark.parametrize("form", ["gaussian", "cosine"])
 @pytest.mark.parametrize("likelihood", ["prior", "predictive"])
 def test_vssl_learns(config, tmp_path, form, likelihood):
-    Trainer(
-        config(f"objective.form={form}", f"objective.likelihood={likelihood}", "optim.lr=0.03", "train.epochs=4")
-    ).fit()
+    Trainer(config(f"method.form={form}", f"method.likelihood={likelihood}", "optim.lr=0.03", "train.epochs=4")).fit()
     measured = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert measured[-1]["loss"] < measured[0]["loss"]
     assert measured[-1]["feature_std"] > 0.05
@@ -129,7 +126,7 @@ def test_two_trainings_in_one_directory_refuse_each_other(config):
 
 def test_a_torn_newest_checkpoint_is_passed_over(config, tmp_path):
     common = ["checkpoint.every_steps=3"]
-    kill_after(Trainer(config(*common)), steps=14)
+    kill_after(config(*common), steps=14)
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert Trainer(config(*common), resume="auto").step == 9
@@ -140,7 +137,7 @@ def test_a_checkpoint_of_another_network_is_refused(config):
     trainer.fit()
     trainer.directory.close()
     with pytest.raises(UserError, match="the checkpoint does not fit this config"):
-        Trainer(config("model.latent=16"), resume="auto")
+        Trainer(config("method.latent=16"), resume="auto")
 
 
 def test_accumulation_averages_the_gradients_of_micro_batches(config, tmp_path):
@@ -151,10 +148,10 @@ def test_accumulation_averages_the_gradients_of_micro_batches(config, tmp_path):
     expected = []
     for part in parts:
         whole.train_step.backward(part)
-        expected.append([w.grad.clone() for w in whole.train_step.student.parameters()])
+        expected.append([w.grad.clone() for w in whole.train_step.method.parameters()])
         # BatchNorm's running statistics do not enter a training step's gradients.
     halves.train_step.backward(batch)
-    for a, b, ours in zip(*expected, halves.train_step.student.parameters(), strict=True):
+    for a, b, ours in zip(*expected, halves.train_step.method.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, (a + b) / 2, rtol=1e-4, atol=1e-6)
 
 
@@ -165,10 +162,10 @@ def test_clipping_limits_the_update(config, tmp_path):
     ]
     moved = []
     for trainer in trainers:
-        before = [w.detach().clone() for w in trainer.train_step.student.parameters()]
-        trainer.train_step.set_schedule(epoch=0, lr=1.0, probe_lr=0.0, momentum=1.0)
+        before = [w.detach().clone() for w in trainer.train_step.method.parameters()]
+        trainer.train_step.set_schedule(epoch=0, lr=1.0, probe_lr=0.0, tau=1.0)
         trainer.train_step(first_batch(trainer))
-        after = trainer.train_step.student.parameters()
+        after = trainer.train_step.method.parameters()
         moved.append(torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm().item())
     assert moved[0] > 0.02 and moved[1] == pytest.approx(0.01, rel=0.05)
 
@@ -179,7 +176,7 @@ def test_the_probes_gradient_never_reaches_the_encoder(config, tmp_path):
         trainer = Trainer(config(f"eval.probe_lr={probe_lr}", f"run.dir={tmp_path / str(probe_lr)}"))
         assert (trainer.train_step.probe is None) == (probe_lr == 0)
         trainer.train_step.backward(first_batch(trainer))
-        gradients.append([w.grad for w in trainer.train_step.student.parameters()])
+        gradients.append([w.grad for w in trainer.train_step.method.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
 
@@ -193,7 +190,7 @@ def test_warm_up_fits_into_a_run_shorter_than_it(config):
 
 def test_a_failing_compiler_means_eager_and_says_why(config, capsys, monkeypatch):
     trainer = Trainer(config())
-    twin = copy.deepcopy(trainer.train_step.student.state_dict())
+    twin = copy.deepcopy(trainer.train_step.method.state_dict())
 
     def broken(*args, **kwargs):
         def call(*args):
@@ -204,7 +201,7 @@ def test_a_failing_compiler_means_eager_and_says_why(config, capsys, monkeypatch
     monkeypatch.setattr(torch, "compile", broken)
     assert compile_step(trainer.train_step, first_batch(trainer)) is False
     assert "the step runs eager: RuntimeError: no C++ compiler" in capsys.readouterr().err
-    for key, value in trainer.train_step.student.state_dict().items():
+    for key, value in trainer.train_step.method.state_dict().items():
         assert torch.equal(value, twin[key]), key
     trainer.train_step(first_batch(trainer))
 
@@ -219,7 +216,7 @@ def test_the_demo_compiles_without_falling_back_and_steps_alike(digits, tmp_path
     batch = first_batch(eager)
     assert compile_step(compiled.train_step, batch) is True
     for one in (compiled, eager):
-        one.train_step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, momentum=0.9)
+        one.train_step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, tau=0.9)
         one.train_step(batch)
     ours, theirs = (one.train_step.metrics.read() for one in (compiled, eager))
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
@@ -276,7 +273,7 @@ def test_a_signal_saves_and_exits(config, tmp_path, number, code):
 def test_a_step_never_waits_for_the_device(config):
     trainer = Trainer(config("train.device=cuda"))
     batches = list(trainer.loader)
-    trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, momentum=0.9)
+    trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, tau=0.9)
     trainer.train_step(batches[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -291,11 +288,11 @@ def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
     from vssl.engine.capture import CapturedStep
 
     runs = [Trainer(config("train.device=cuda", "train.amp=off", f"run.dir={tmp_path / name}")) for name in "ab"]
-    runners = [runs[0].train_step, CapturedStep(runs[1].train_step)]
+    runners = [runs[0].train_step, CapturedStep(runs[1].train_step, images=32)]
     for trainer, run in zip(runs, runners, strict=True):
-        for batch in trainer.loader:
-            trainer._schedule_step()
+        for number, batch in enumerate(trainer.loader):
+            trainer.train_step.set_schedule(epoch=0, lr=0.001 * number, probe_lr=0.1, tau=0.99)
             run(batch)
-            trainer.step += 1
+    assert runners[1].captured
     for a, b in zip(everything(runs[0]), everything(runs[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

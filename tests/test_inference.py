@@ -19,12 +19,12 @@ from pipelines.errors import UserError
 from pipelines.formats.packed import open_packed
 from vssl.config import to_yaml
 from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone
+from vssl.engine.config import resolve
 from vssl.engine.trainer import Trainer
 from vssl.evaluation.accuracy import accuracies
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.offline import OfflineEvaluation
-from vssl.models import Teacher, build_student
-from vssl.recipes import resolve
+from vssl.methods import build_method
 
 # A run loaded again
 
@@ -32,7 +32,7 @@ from vssl.recipes import resolve
 @pytest.fixture(scope="module")
 def trainer(digits, tmp_path_factory):
     """A finished run of VSSL in the Gaussian form on 320 digits."""
-    trainer = Trainer(small_config(digits, tmp_path_factory.mktemp("runs") / "run", "objective.form=gaussian"))
+    trainer = Trainer(small_config(digits, tmp_path_factory.mktemp("runs") / "run", "method.form=gaussian"))
     trainer.fit()
     trainer.directory.close()
     return trainer
@@ -49,10 +49,9 @@ def untrained(config, tmp_path):
 
     def make(*overrides):
         settings = resolve(config(*overrides))
-        student = build_student(settings.model, settings.data.image_size, method=settings.objective.name)
+        method = build_method(settings.method, settings.model, settings.data.image_size)
         run = tmp_path / "run"
-        state = {"step": 0, "student": student.state_dict(), "teacher": Teacher(student.encoder).encoder.state_dict()}
-        Checkpoints(run / "checkpoints", keep=1).save(0, state)
+        Checkpoints(run / "checkpoints", keep=1).save(0, {"step": 0, "method": method.state_dict()})
         (run / "config.yaml").write_text(to_yaml(settings))
         return run
 
@@ -78,16 +77,16 @@ def test_an_embedding_is_the_trained_students_in_evaluation_mode(trainer, run, d
     pixels, _ = images(digits)
     model = vssl.load(run, device="cpu")
     mean, variance = model.embed(pixels)
-    student = trainer.train_step.student.eval()
-    normalised = trainer.train_step.augment.evaluate(
+    method = trainer.train_step.method.eval()
+    normalised = trainer.evaluation.augment.evaluate(
         torch.from_numpy(pixels)[:, None], torch.tensor([[8, 8]]).repeat(297, 1).int()
     )
     with torch.no_grad():
-        features, posterior = student.encoder(normalised)
+        features, posterior = method.student(normalised)
     torch.testing.assert_close(model.features(pixels), features, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(mean, posterior.mean, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(variance, posterior.logvar.exp(), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(features, trainer.train_step.teacher.encoder.eval()(normalised)[0], atol=1e-4)
+    assert not torch.allclose(features, method.teacher(normalised)[0], atol=1e-4)
 
 
 def test_the_forms_that_images_may_have(run, digits):
@@ -105,28 +104,28 @@ def test_the_forms_that_images_may_have(run, digits):
 
 
 def test_the_cosine_forms_means_have_the_length_that_its_variances_are_about(untrained, digits):
-    mean, _ = vssl.load(untrained("objective.form=cosine")).embed(images(digits)[0][:4])
+    mean, _ = vssl.load(untrained("method.form=cosine")).embed(images(digits)[0][:4])
     torch.testing.assert_close(mean.norm(dim=1), torch.full((4,), math.sqrt(8)), check_device=False)
 
 
 @pytest.mark.parametrize("method", ["byol", "moco_v3"])
 def test_other_methods_have_features_but_no_variance(untrained, digits, method):
-    model = vssl.load(untrained(f"objective.name={method}"))
+    model = vssl.load(untrained(f"method.name={method}"))
     assert model.features(images(digits)[0][:4]).shape == (4, 64)
-    with pytest.raises(UserError, match=f"has no variance: objective.name={method}"):
+    with pytest.raises(UserError, match=f"method.name={method} has no variance"):
         model.embed(images(digits)[0][:4])
 
 
 def test_weights_that_do_not_fit_are_one_clear_line(untrained, config):
     run = untrained()
-    (run / "config.yaml").write_text(to_yaml(resolve(config("model.latent=9"))))
+    (run / "config.yaml").write_text(to_yaml(resolve(config("method.latent=9"))))
     with pytest.raises(UserError, match="does not fit its config: size mismatch"):
         vssl.load(run)
 
 
 def test_an_exported_cifar_backbone_loads_strictly_elsewhere_and_here(untrained, tmp_path):
     model = vssl.load(untrained("model.backbone=resnet18", "data.image_size=32"), device="cpu")
-    export_backbone(backbone_weights(model.student), tmp_path / "run" / "backbone.safetensors")
+    export_backbone(backbone_weights(model.method.state_dict()), tmp_path / "run" / "backbone.safetensors")
     weights, views = load_file(tmp_path / "run" / "backbone.safetensors"), torch.randn(2, 3, 32, 32)
     for backbone in (torchvision.models.resnet18(weights=None), timm.create_model("resnet18", num_classes=0)):
         backbone.conv1, backbone.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
@@ -140,14 +139,14 @@ def test_an_exported_cifar_backbone_loads_strictly_elsewhere_and_here(untrained,
 def test_a_prediction_meets_the_teachers_other_view(run):
     model = vssl.load(run, device="cpu")
     views = torch.randn(6, 3, model.config.data.image_size, model.config.data.image_size)
-    (mean, logvar), theirs = model.predict(views)
-    _, prediction = model.student(views)
-    _, teacher = model.teacher(views)
-    torch.testing.assert_close(logvar, prediction.logvar)
-    cosine = nn.functional.cosine_similarity
-    torch.testing.assert_close(cosine(mean, theirs), cosine(prediction.mean, teacher.mean[[3, 4, 5, 0, 1, 2]]))
+    (mean, logvar), theirs = model.method.predict(views)
+    _, embedding = model.method.student(views)
+    _, teacher = model.method.teacher(views)
+    torch.testing.assert_close(logvar, embedding.logvar)
+    torch.testing.assert_close(mean, model.method.predictor(embedding.mean))
+    torch.testing.assert_close(theirs, teacher.mean[[3, 4, 5, 0, 1, 2]])
     state = Checkpoints(run / "checkpoints", keep=1).newest()
-    torch.testing.assert_close(model.teacher.state_dict(), state["teacher"])
+    torch.testing.assert_close(dict(model.method.state_dict()), dict(state["method"]))
 
 
 # tools/evaluate.py
@@ -230,7 +229,7 @@ def test_an_export_without_its_run_needs_a_config(run, digits, evaluate, tmp_pat
 
 
 def test_mistakes_are_one_line_and_exit_code_2(untrained, run, evaluate, tmp_path):
-    byol = untrained("objective.name=byol")
+    byol = untrained("method.name=byol")
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.yaml").write_text((run / "config.yaml").read_text())
@@ -238,7 +237,7 @@ def test_mistakes_are_one_line_and_exit_code_2(untrained, run, evaluate, tmp_pat
         ((tmp_path / "absent", "--protocol", "knn"), "absent: no such run"),
         ((empty, "--protocol", "knn"), "empty holds no whole checkpoint"),
         ((run / "metrics.jsonl", "--protocol", "knn"), "metrics.jsonl is not a whole checkpoint"),
-        ((byol, "--protocol", "uncertainty"), "has no variance: objective.name=byol"),
+        ((byol, "--protocol", "uncertainty"), "method.name=byol has no variance"),
         ((run / "backbone.safetensors", "--protocol", "uncertainty"), "is a backbone alone"),
         ((run, "--protocol", "knn", "--data", tmp_path), "not a packed data set"),
     ]:

@@ -1,6 +1,7 @@
 """Steps that are not finite, loss scaling, collapse: what they change, and what a run says of them."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -13,27 +14,24 @@ from vssl.engine.precision import LossScale
 from vssl.engine.trainer import Trainer
 
 
-def break_objective(trainer, at_call):
+def break_loss(trainer, at_call):
     """From a call on, the loss is not a number."""
-    objective, calls = trainer.train_step.objective.forward, 0
+    calls = itertools.count(1)
 
-    def forward(*args):
-        nonlocal calls
-        calls += 1
-        outputs = objective(*args)
-        return outputs | {"loss": outputs["loss"] * float("nan")} if calls >= at_call else outputs
+    def spoil(method, inputs, output):
+        return output._replace(loss=output.loss * float("nan")) if next(calls) >= at_call else output
 
-    trainer.train_step.objective.forward = forward
+    trainer.train_step.method.register_forward_hook(spoil)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
 def test_a_step_that_is_not_finite_changes_nothing(config, optimizer):
     trainer = Trainer(config(f"optim.name={optimizer}"))
-    trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, momentum=0.9)
+    trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, tau=0.9)
     batch = first_batch(trainer)
     trainer.train_step(batch)
     before = everything(trainer)
-    break_objective(trainer, at_call=1)
+    break_loss(trainer, at_call=1)
     trainer.train_step(batch)
     counters = sum(v.dtype == torch.int64 for v in before)
     same = [torch.equal(a, b) for a, b in zip(before, everything(trainer), strict=True)]
@@ -47,7 +45,7 @@ def test_a_run_whose_loss_is_not_finite_stops_with_a_diagnosis_and_keeps_its_che
     trainer = Trainer(config("checkpoint.every_steps=3"))
     batches = [batch.index.tolist() for batch in trainer.loader]
     trainer.loader.set_epoch(0)
-    break_objective(trainer, at_call=6)
+    break_loss(trainer, at_call=6)
     with pytest.raises(UserError, match=r"not finite in 3 of the last steps, first in step 6; .*diagnosis\.json has"):
         trainer.fit()
     diagnosis = json.loads((tmp_path / "run" / "diagnosis.json").read_text())
@@ -67,8 +65,8 @@ def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp
     scale.scale.fill_(2.0**120)  # more than float32's gradients can bear
     batch = first_batch(plain)
     for trainer in (plain, scaled):
-        trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, momentum=0.9)
-    before = [w.clone() for w in scaled.train_step.student.parameters()]
+        trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, tau=0.9)
+    before = [w.clone() for w in scaled.train_step.method.parameters()]
     overflows = 0
     while True:
         scaled.train_step(batch)
@@ -77,11 +75,11 @@ def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp
             break
         overflows += 1
         assert scale.scale.item() == 2.0 ** (120 - overflows)
-        assert all(torch.equal(a, b) for a, b in zip(before, scaled.train_step.student.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before, scaled.train_step.method.parameters(), strict=True))
     assert 10 < overflows < 120
     plain.train_step(batch)
     # A power of two changes exponents alone.
-    for part in ("student", "probe"):
+    for part in ("method", "probe"):
         pairs = zip(*(getattr(trainer.train_step, part).parameters() for trainer in (plain, scaled)), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), part
 
@@ -89,7 +87,7 @@ def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp
 def test_loss_scaling_gives_up_when_halving_does_not_help(config, tmp_path):
     trainer = Trainer(config("train.epochs=4", "train.log_every=10"))
     trainer.train_step.loss_scale = LossScale(torch.device("cpu"), enabled=True)
-    break_objective(trainer, at_call=5)
+    break_loss(trainer, at_call=5)
     with pytest.raises(UserError, match="not finite in 10 of the last steps, first in step 21"):
         trainer.fit()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -100,9 +98,9 @@ def test_loss_scaling_gives_up_when_halving_does_not_help(config, tmp_path):
 def test_a_collapse_raises_an_alarm_once(config, capsys):
     trainer = Trainer(config())
     with torch.no_grad():  # an encoder that says the same of every image
-        trainer.train_step.student.encoder.backbone.layer3[0].bn2.weight.zero_()
-        trainer.train_step.student.encoder.backbone.layer3[0].downsample[1].weight.zero_()
-        trainer.train_step.student.encoder.backbone.layer3[0].downsample[1].bias.fill_(1.0)
+        trainer.train_step.method.student.backbone.layer3[0].bn2.weight.zero_()
+        trainer.train_step.method.student.backbone.layer3[0].downsample[1].weight.zero_()
+        trainer.train_step.method.student.backbone.layer3[0].downsample[1].bias.fill_(1.0)
     trainer.schedule = dataclasses.replace(trainer.schedule, lr=0.0)
     trainer.fit()
     assert capsys.readouterr().err.count("collapse: at step 4 feature_std is 0.0") == 1

@@ -119,7 +119,7 @@ def test_biases_and_norms_are_neither_decayed_nor_adapted():
 
 
 def test_warm_up_rises_linearly_then_the_cosine_falls_to_zero():
-    schedule = Schedule(lr=2.0, tau=0.9, steps=100, warmup_steps=10)
+    schedule = Schedule(lr=2.0, steps=100, warmup_steps=10)
     rates = [schedule.learning_rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(2.0)
@@ -128,11 +128,4 @@ def test_warm_up_rises_linearly_then_the_cosine_falls_to_zero():
 
 
 def test_without_warm_up_the_first_rate_is_the_peak():
-    assert Schedule(lr=2.0, tau=0.9, steps=5, warmup_steps=0).learning_rate(0) == 2.0
-
-
-def test_teacher_momentum_rises_to_one():
-    schedule = Schedule(lr=1.0, tau=0.9, steps=100, warmup_steps=0)
-    assert schedule.momentum(0) == pytest.approx(0.9)
-    assert schedule.momentum(50) == pytest.approx(0.95)
-    assert schedule.momentum(100) == pytest.approx(1.0)
+    assert Schedule(lr=2.0, steps=5, warmup_steps=0).learning_rate(0) == 2.0

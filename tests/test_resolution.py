@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 import signal
 
 import pytest
@@ -31,15 +32,14 @@ def test_without_a_first_size_all_views_are_full():
 
 
 def watch_views(trainer):
-    """The list that gets every step's (epoch, shape of the views)."""
-    seen, make = [], trainer.train_step.views
+    """The list that gets every step's (epoch, side of the views)."""
+    seen = []
 
-    def views(*args):
-        made = make(*args)
-        seen.append((trainer.train_step.epoch.item(), made.shape[-1]))
-        return made
+    def note(method, inputs):
+        views, _, epoch = inputs
+        seen.append((epoch.item(), views.shape[-1]))
 
-    trainer.train_step.views = views
+    trainer.train_step.method.register_forward_pre_hook(note)
     return seen
 
 
@@ -60,16 +60,14 @@ def test_the_step_sees_views_of_each_epochs_size(form, folders, packed, config, 
 
 
 def stop_at_step(config, number):
-    trainer = Trainer(config)
-    proceed = trainer._after_step
+    def on_step(trainer):
+        if trainer.step == number - 1:  # the signal is noted, the next step finished, and everything saved
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def after_step():
-        trainer._stop = signal.SIGTERM if trainer.step == number else 0
-        proceed()
-
-    trainer._after_step = after_step
+    trainer = Trainer(config, on_step=on_step)
     with pytest.raises(Stopped):
         trainer.fit()
+    assert trainer.step == number
 
 
 def test_a_run_resumed_at_a_smaller_size_ends_with_the_same_bytes(config, tmp_path):

@@ -60,5 +60,5 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, message):
 
 
 def test_print_config_shows_every_null_resolved():
-    result = run("train.py", "-c", "configs/in100_fast.yaml", "objective.name=byol", "--print-config")
+    result = run("train.py", "-c", "configs/in100_fast.yaml", "method.name=byol", "--print-config")
     assert result.returncode == 0 and "  lr: 0.5\n" in result.stdout and "predictor_hidden: 8192" in result.stdout

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 
 from pipelines.errors import UserError
-from pipelines.options import bounds_of, check_value, help_of
+from pipelines.options import bounds_of, check_value, help_of, option
 
 __all__ = ["ConfigParser", "explain", "from_dict", "read_config", "to_dict", "to_yaml", "variants"]
 
@@ -131,12 +131,19 @@ def _fields(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.F
 
 
 def _fields_of_variants(classes: dict[str, type], prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
-    found: dict[str, tuple[dataclasses.Field, list[str]]] = {}
-    for variant, cls in classes.items():
-        for field in dataclasses.fields(cls):
-            found.setdefault(field.name, (field, []))[1].append(variant)
-    for name, (field, owners) in found.items():
-        yield prefix + name, field, "" if len(owners) == len(classes) else ", ".join(owners)
+    first = next(iter(classes))
+    name = option(first, "which of them")
+    name.type = Literal[tuple(classes)]
+    yield prefix + "name", name, ""
+    # A key may mean different things to different variants.
+    found: dict[tuple, tuple[dataclasses.Field, list[str]]] = {}
+    for variant, section in classes.items():
+        for field in dataclasses.fields(section):
+            if field.name != "name":
+                meaning = (field.name, field.default, help_of(field))
+                found.setdefault(meaning, (field, []))[1].append(variant)
+    for field, owners in found.values():
+        yield prefix + field.name, field, "" if len(owners) == len(classes) else ", ".join(owners)
 
 
 def _unknown(key: str, schema: type) -> UserError:
@@ -198,8 +205,14 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
 
 
 def explain(schema: type) -> str:
-    """All keys in Markdown, a table for each section: type, default, bounds, and the sentence beside the field."""
-    lines = []
+    """All keys in Markdown, a table for each section: type, bounds, default, and the sentence beside the field."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every key, as `section.key=value` on the command line or in a YAML file (`train.py --help-config` prints this",
+        "page). `null` means the method's own published recipe.",
+        "",
+    ]
     rows: dict[str, list[str]] = {}
     for key, field, owners in _fields(schema):
         section, name = key.split(".")

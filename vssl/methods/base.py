@@ -141,7 +141,7 @@ class Method(nn.Module, ABC):
         Raises:
             UserError: the method has no variance.
         """
-        raise UserError(f"method.name={self.options.name} has no variance, only vssl has one")
+        raise UserError(f"method.name={self.options.name} has no variance")
 
     def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
         """What the student says of the teacher's embedding of each image's other view, and what the teacher says.
@@ -155,7 +155,7 @@ class Method(nn.Module, ABC):
         Raises:
             UserError: the method has no variance.
         """
-        raise UserError(f"method.name={self.options.name} has no variance, only vssl has one")
+        raise UserError(f"method.name={self.options.name} has no variance")
 
 
 def swap_views(rows: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""MoCo v3's loss against InfoNCE written out, with the keys of one process and of several."""
+
+import torch
+from formulas import B, assert_same_value_and_gradient, embeddings
+from torch.nn import functional as F
+
+from vssl.collectives import Peers
+from vssl.methods.moco_v3 import moco_v3_loss
+
+
+def test_the_loss_is_info_nce_times_two_temperatures_summed_over_directions():
+    queries, keys = embeddings()
+    u, v = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
+    reference = 0.0
+    for a, b in ((u[:B], v[B:]), (u[B:], v[:B])):
+        similarity = (a @ b.T / 0.2).exp()
+        reference = reference - 2 * 0.2 * (similarity.diagonal() / similarity.sum(dim=1)).log().mean()
+    assert_same_value_and_gradient(moco_v3_loss(queries, keys, 0.2, Peers())["loss"], reference, [queries])
+
+
+class Recorded(Peers):
+    """The second of two processes; what the first brings is given."""
+
+    def gather(self, rows):
+        self.others.append(rows)
+        return torch.cat([self.first[len(self.others) - 1], rows])
+
+
+def test_all_processes_keys_are_candidates():
+    queries, keys = embeddings()
+    # Two processes of B / 2 images each: the first has the first images of both views.
+    split = [torch.cat([t[:B].chunk(2)[half], t[B:].chunk(2)[half]]) for t in (queries, keys) for half in (0, 1)]
+    second = Recorded(rank=1, size=2)
+    object.__setattr__(second, "others", [])
+    unit = F.normalize(split[2], dim=1).chunk(2)[::-1]
+    object.__setattr__(second, "first", unit)
+    ours = moco_v3_loss(split[1], split[3], 0.2, second)["loss"]
+    u, v = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
+    reference = 0.0
+    for a, b in ((u[:B], v[B:]), (u[B:], v[:B])):
+        log_share = torch.log_softmax(a @ b.T / 0.2, dim=1).diagonal()
+        reference = reference - 2 * 0.2 * log_share[B // 2 :].mean()
+    torch.testing.assert_close(ours, reference)
