@@ -11,7 +11,11 @@ from pipelines.formats.protocol import Format
 
 __all__ = ["FORMATS", "FormatName", "find_format"]
 
-FormatName = Literal["ffcv", "dali", "resident"]
+FormatName = Literal[
+    "ffcv",
+    "dali",
+    "resident",
+]
 FORMATS: tuple[str, ...] = get_args(FormatName)
 
 
