@@ -36,7 +36,7 @@ class Writer(Protocol):
         """Finish the files, which are not whole before. Raises ``UserError`` if the disk cannot hold them."""
 
 
-WriterClass = type[Writer]
+WriterClass = type[Writer]  # within Format, Writer is the member of that name
 
 
 class Reader(Protocol):

@@ -7,6 +7,8 @@ from pipelines.formats.protocol import Reader
 
 __all__ = ["Writer", "file_names", "find_loader", "iter_samples", "open_reader", "read_labels_and_sizes"]
 
+# Reader and loader are imported when they are needed: a conversion does without torch.
+
 
 def open_reader(folder: Path, split: str) -> Reader:
     """See ``protocol.Format``."""
