@@ -14,16 +14,18 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from pipelines.errors import UserError
-from pipelines.formats.packed import FORMATS, MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
+from pipelines.formats import find_format
+from pipelines.formats.packed import MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
+from pipelines.formats.protocol import Writer
 from pipelines.formats.staging import staged
 from pipelines.images import ImageError, Recipe, Sample, decode, prepare
-from pipelines.sources import SourceSplit, load_source
+from pipelines.sources import load_source
+from pipelines.sources.base import SourceSplit
 
 __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
 
@@ -55,24 +57,23 @@ def convert(
     """Pack a data set. The same images give the same bytes, whatever the number of workers.
 
     Args:
-        dataset: digits, cifar10, cifar100, in100 or folder.
+        dataset: one of ``sources.SOURCES``.
         source: where it lies; see ``sources.load_source``.
         out: folder that appears when the data set is whole; absent or empty, or with ``force`` a packed data set.
-        format: ffcv, dali or resident.
+        format: one of ``formats.FORMATS``.
         max_resolution: longest side in pixels; larger images are scaled down, antialiased, none is scaled up.
         quality: encode every image as a JPEG of this quality. None: JPEG files that need nothing done keep their
             bytes (in the ffcv format only those of more than 64 x 64 pixels), other images of at most 64 x 64 pixels
-            are stored without loss, the rest is encoded at quality 90.
+            are stored without loss, the rest is encoded at quality 90; a format that stores only pixels keeps all.
         workers: processes; 0: one a core.
         on_error: what an unusable image does: ``fail`` or ``skip``.
 
     Raises:
         UserError: source or ``out`` will not do, or an image cannot be used. Nothing is left behind then.
     """
-    if format not in FORMATS:
-        raise UserError(f"--format {format} is none of {', '.join(FORMATS)}")
-    if format == "resident" and quality is not None:
-        raise UserError("--quality means nothing to --format resident, which stores pixels")
+    writer = find_format(format).Writer
+    if quality is not None and not writer.stores_jpegs:
+        raise UserError(f"--quality means nothing to --format {format}, which stores pixels")
 
     def may_replace(folder: Path) -> bool:
         replaceable = holds_packed(folder)
@@ -83,7 +84,6 @@ def convert(
     try:
         with staged(out, may_replace) as folder:
             loaded = load_source(dataset, source)
-            writer = FORMATS[format].Writer
             recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
             skipped, started = [], time.perf_counter()
             for name, split in loaded.splits.items():
@@ -124,7 +124,7 @@ def verify(dir: Path, workers: int = 0) -> Packed:
 
 
 def _pack_split(
-    split: SourceSplit, writer: Any, name: str, recipe: Recipe, workers: int, on_error: str
+    split: SourceSplit, writer: Writer, name: str, recipe: Recipe, workers: int, on_error: str
 ) -> list[dict[str, str]]:
     """Write a split's files; returns what was skipped."""
     skipped = []
@@ -165,7 +165,7 @@ def _prepare(image: str | np.ndarray, recipe: Recipe) -> Sample | str:
 
 def _verify_chunk(folder: Path, format: str, split: str, rows: range) -> str | None:
     """The first sample of a range that is not what it should be, and why."""
-    samples = FORMATS[format].iter_samples(folder, split, rows.start, rows.stop)
+    samples = find_format(format).iter_samples(folder, split, rows.start, rows.stop)
     for index, sample in zip(rows, samples, strict=True):
         if sample.jpeg:
             try:

@@ -12,9 +12,10 @@ from PIL import Image
 
 from pipelines.errors import UserError
 
-__all__ = ["DEFAULT_QUALITY", "ImageError", "Recipe", "Sample", "decode", "prepare"]
+__all__ = ["DEFAULT_QUALITY", "TURBOJPEG", "ImageError", "Recipe", "Sample", "decode", "prepare"]
 
 DEFAULT_QUALITY = 90  # of images that have to be encoded; ffcv's own default
+TURBOJPEG = "libturbojpeg.so.0"  # the library that checks JPEG files
 
 # By content, not by suffix. Nothing that starts a program (EPS) or that has no pixels of its own (SVG).
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
@@ -77,9 +78,9 @@ def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
         if small:
             return Sample(height, width, False, image.tobytes())
     is_whole_jpeg = isinstance(source, bytes) and source.startswith(b"\xff\xd8") and scale >= 1
-    if recipe.quality is None and is_whole_jpeg and _turbojpeg() is None:
+    if recipe.quality is None and is_whole_jpeg and _load_turbojpeg(TURBOJPEG) is None:
         raise UserError(
-            "JPEG files can keep their bytes only with libturbojpeg.so.0: install libturbojpeg0 or give --quality"
+            f"JPEG files can keep their bytes only with {TURBOJPEG}: install libturbojpeg0 or give --quality"
         )
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=recipe.quality or DEFAULT_QUALITY)
@@ -151,9 +152,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 @functools.cache
-def _turbojpeg() -> ctypes.CDLL | None:
+def _load_turbojpeg(name: str) -> ctypes.CDLL | None:
+    """The library, or None where it is not installed."""
     try:
-        library = ctypes.CDLL("libturbojpeg.so.0")
+        library = ctypes.CDLL(name)
     except OSError:
         return None
     handle, number = ctypes.c_void_p, ctypes.c_int
@@ -170,7 +172,7 @@ def _decode_jpeg(data: bytes, height: int, width: int) -> np.ndarray | None:
     Returns:
         uint8 [height, width, 3], or None where TurboJPEG is not installed or cannot decode the file as it is.
     """
-    library = _turbojpeg()
+    library = _load_turbojpeg(TURBOJPEG)
     if library is None:
         return None
     pixels = np.empty((height, width, 3), np.uint8)

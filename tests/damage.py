@@ -4,11 +4,12 @@ import shutil
 
 import numpy as np
 
-from pipelines.formats import dali as format_dali
-from pipelines.formats import ffcv as format_ffcv
-from pipelines.formats import resident as format_resident
+from pipelines.formats import find_format
 from pipelines.formats.checksums import checksum, checksum_file
-from pipelines.formats.packed import FORMATS, open_packed
+from pipelines.formats.dali import table as format_dali
+from pipelines.formats.ffcv import table as format_ffcv
+from pipelines.formats.packed import open_packed
+from pipelines.formats.resident import table as format_resident
 
 
 def stored(folder, form, index):
@@ -33,7 +34,7 @@ def damaged(packed, tmp_path, change, *indices, trusted=False):
     ``trusted``: as if the samples had been like that when their checksums were taken.
     """
     folder = shutil.copytree(packed.dir, tmp_path / "damaged")
-    labels, sizes = FORMATS[packed.format].read_labels_and_sizes(folder, "train")
+    labels, sizes = find_format(packed.format).read_labels_and_sizes(folder, "train")
     checksums = np.load(folder / checksum_file("train"))
     for index in indices:
         path, part = stored(folder, packed.format, index)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines import formats
 from pipelines.config import AugmentConfig, DataConfig
-from pipelines.formats import packed
 
 CPU = torch.device("cpu")
 RECIPE = AugmentConfig()
 SIDE = 24
 DATA = DataConfig(batch_size=8, workers=2, prefetch=2, image_size=SIDE, canvas=256)
-FORMATS = list(packed.FORMATS)
+FORMATS = list(formats.FORMATS)
 KINDS = [*FORMATS, "torch"]
 
 

@@ -16,9 +16,8 @@ from pipelines.convert import convert, verify
 from pipelines.errors import UserError
 from pipelines.formats import checksums as module
 from pipelines.formats.checksums import Checksums, checksum, checksum_file
-from pipelines.formats.ffcv import read_table
-from pipelines.formats.packed import measure_split, open_packed, write_manifest
-from pipelines.formats.readers import open_reader
+from pipelines.formats.ffcv.table import read_table
+from pipelines.formats.packed import measure_split, open_packed, open_reader, write_manifest
 
 COUNT = 43
 EVERY = [(form, name) for form in FORMATS for name in ("tiny", "photographs")]

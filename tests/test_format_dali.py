@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipelines.convert import convert, verify
 from pipelines.errors import UserError
-from pipelines.formats import dali as format_dali
-from pipelines.formats.dali import iter_samples
+from pipelines.formats.dali import table as format_dali
+from pipelines.formats.dali.table import Writer, iter_samples
 from pipelines.formats.packed import measure_split, open_packed, write_manifest
 from pipelines.images import decode
 from pipelines.sources import load_source
@@ -24,7 +24,7 @@ from pipelines.sources import load_source
 @pytest.fixture
 def shards(folder, tmp_path, monkeypatch) -> Path:
     """The folder in the dali format, several shards a split."""
-    monkeypatch.setattr(format_dali, "_SHARD_BYTES", 12_000)
+    monkeypatch.setattr(Writer, "shard_bytes", 12_000)
     convert("folder", folder, tmp_path / "out", format="dali", workers=1)
     assert len(list((tmp_path / "out").glob("train-*.tar"))) == 3
     return tmp_path / "out"
@@ -53,7 +53,7 @@ def test_dali_stores_every_image_in_order(folder, shards):
 
 
 def test_shards_are_bounded_and_written_several_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(format_dali, "_SHARD_BYTES", 10_000)
+    monkeypatch.setattr(Writer, "shard_bytes", 10_000)
     (tmp_path / "source").mkdir()
     for number in range(43):
         image(number, 40, 40).save(tmp_path / "source" / f"{number:02}.png")
@@ -63,7 +63,7 @@ def test_shards_are_bounded_and_written_several_at_once(tmp_path, monkeypatch):
     convert("folder", tmp_path / "source", tmp_path / "out", format="dali", workers=1)
     packed = open_packed(tmp_path / "out", verify=True)
     sizes = [entry.bytes for name, entry in packed.splits["train"].files.items() if name.endswith("tar")]
-    assert len(sizes) > 2 * format_dali._AT_ONCE
+    assert len(sizes) > 2 * Writer.at_once
     end = 10_240  # a tar file is filled up to a multiple of this
     assert sorted(sizes)[-2] <= 10_000 + end and large < max(sizes) <= large + 2 * end
     table = format_dali.read_table(tmp_path / "out", "train")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipelines.convert import convert, verify
 from pipelines.errors import UserError
-from pipelines.formats.ffcv import Writer, iter_samples, read_table
+from pipelines.formats.ffcv.table import Writer, iter_samples, read_table
 from pipelines.images import Sample, decode
 from pipelines.sources import load_source
 

@@ -8,7 +8,7 @@ from packing import image, refused, renew_manifest
 
 from pipelines.convert import convert
 from pipelines.errors import UserError
-from pipelines.formats.resident import open_arrays
+from pipelines.formats.resident.table import open_arrays
 from pipelines.images import decode
 from pipelines.sources import load_source
 

@@ -7,7 +7,7 @@ from loading import SIDE, assert_equal, epoch_of, images_of, psnr, whole
 from torchvision.transforms.v2.functional import resize
 
 from pipelines.config import AugmentConfig
-from pipelines.formats.readers import open_reader
+from pipelines.formats.packed import open_reader
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -10,7 +10,9 @@ from torchvision.transforms.v2.functional import resized_crop
 
 from pipelines.augment.views import Augment, pixel_boxes
 from pipelines.errors import UserError
-from pipelines.formats.readers import ArrayReader, ShardReader, open_reader
+from pipelines.formats.dali.reader import ShardReader
+from pipelines.formats.packed import open_reader
+from pipelines.formats.resident.reader import ArrayReader
 
 
 @pytest.mark.parametrize(("name", "least"), [("tiny", float("inf")), ("photographs", 38)])

@@ -9,8 +9,9 @@ from PIL import Image
 
 from pipelines.convert import convert
 from pipelines.errors import UserError
-from pipelines.formats.ffcv import read_table
-from pipelines.formats.packed import FORMATS, holds_packed, measure_split, open_packed, write_manifest
+from pipelines.formats import FORMATS
+from pipelines.formats.ffcv.table import read_table
+from pipelines.formats.packed import holds_packed, measure_split, open_packed, write_manifest
 
 # The folder
 

@@ -13,8 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
 from pipelines.errors import UserError
-from pipelines.formats.packed import open_packed
-from pipelines.formats.readers import open_reader
+from pipelines.formats.packed import open_packed, open_reader
 
 
 def test_readers_give_what_was_packed(folders, packed):
@@ -33,8 +32,7 @@ def test_readers_give_what_was_packed(folders, packed):
 def test_opening_jpegs_leaves_torch_its_threads(packed):
     program = """
 import sys, torch
-from pipelines.formats.packed import open_packed
-from pipelines.formats.readers import open_reader
+from pipelines.formats.packed import open_packed, open_reader
 torch.set_num_threads(3)
 open_reader(open_packed(sys.argv[1]), "train")
 print(torch.get_num_threads())

@@ -306,9 +306,9 @@ def test_a_truncated_archive_is_refused(tmp_path):
 
 def served(monkeypatch, path: Path) -> None:
     """Have the download come from a file, and the published checksum be that of the small archive."""
-    monkeypatch.setattr(cifar, "_URL", path.parent.as_uri() + "/")
-    archive = cifar._ARCHIVES["cifar10"]._replace(file=path.name, md5=hashlib.md5(path.read_bytes()).hexdigest())
-    monkeypatch.setitem(cifar._ARCHIVES, "cifar10", archive)
+    monkeypatch.setattr(cifar, "URL", path.parent.as_uri() + "/")
+    archive = cifar.ARCHIVES["cifar10"]._replace(file=path.name, md5=hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(cifar.ARCHIVES, "cifar10", archive)
 
 
 def test_a_download_is_checked_kept_and_used_again(tmp_path, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_file_in_downloads_with_another_checksum_is_not_opened(tmp_path, monke
 
 def test_without_network_it_is_said_where_the_file_belongs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cifar, "_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(cifar, "URL", "http://127.0.0.1:9/")
     with pytest.raises(UserError, match=r"put it at data/downloads/cifar-10-python.tar.gz, or name it with --source"):
         load_source("cifar10")
     assert list(cifar.DOWNLOADS.iterdir()) == []

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.convert import Report, convert, verify
 from pipelines.errors import run_command
+from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
-from pipelines.sources import DATASETS
+from pipelines.sources import SOURCES
 
 
 def main() -> None:
@@ -45,10 +46,10 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, choices=DATASETS)
+    parser.add_argument("--dataset", required=True, choices=SOURCES)
     parser.add_argument("--source", type=Path, metavar="DIR", help="where the images lie; for CIFAR also the archive")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: data/<dataset>-<format>")
-    parser.add_argument("--format", choices=("ffcv", "dali", "resident"), default="ffcv", help="default: ffcv")
+    parser.add_argument("--format", choices=FORMATS, default="ffcv", help="default: ffcv")
     parser.add_argument(
         "--max-resolution", type=_whole(1, 65_500), metavar="N", help="scale images down to a longest side of N pixels"
     )

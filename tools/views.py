@@ -7,7 +7,6 @@ Example:
 
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from torch import Tensor
 
 from pipelines.augment.views import Augment
 from pipelines.config import AugmentConfig
-from pipelines.errors import UserError, run_command
-from pipelines.formats.packed import open_packed
-from pipelines.formats.readers import open_reader
+from pipelines.errors import run_command
+from pipelines.files import write_atomically
+from pipelines.formats.packed import open_packed, open_reader
 from pipelines.loading.build import build_loader
 from vssl.config import load_config
 
@@ -105,16 +104,8 @@ def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
 
 
 def save(sheet: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            sheet.save(file, "PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    """Write a PNG file, which appears whole or not at all."""
+    write_atomically(path, lambda temporary: sheet.save(temporary, "PNG"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,30 @@
-"""Packed data sets: one module for each format, and what they share."""
+"""Packed data sets: a folder for each format, and what they share.
 
-from typing import Literal, get_args
+A new format is one more folder (or module) here that offers what ``protocol.Format`` describes, and its name below.
+"""
 
-__all__ = ["FORMATS", "FormatName"]
+import importlib
+from typing import Literal, cast, get_args
 
-FormatName = Literal["ffcv", "dali", "resident"]
+from pipelines.errors import UserError
+from pipelines.formats.protocol import Format
+
+__all__ = ["FORMATS", "FormatName", "find_format"]
+
+FormatName = Literal[
+    "ffcv",
+    "dali",
+    "resident",
+]
 FORMATS: tuple[str, ...] = get_args(FormatName)
+
+
+def find_format(name: str) -> Format:
+    """Import a format when it is needed: the module ``pipelines.formats.<name>``.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if name not in FORMATS:
+        raise UserError(f"--format {name} is none of {', '.join(FORMATS)}")
+    return cast(Format, importlib.import_module(f"{__name__}.{name}"))

@@ -5,20 +5,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.formats import dali as format_dali
-from pipelines.formats import ffcv as format_ffcv
-from pipelines.formats import resident as format_resident
+from pipelines.formats import FORMATS, find_format
 from pipelines.formats.arrays import open_array
 from pipelines.formats.checksums import checksum_file
+from pipelines.formats.protocol import Reader
 
 __all__ = [
-    "FORMATS",
     "MANIFEST",
     "FileEntry",
     "Packed",
@@ -26,12 +23,9 @@ __all__ = [
     "holds_packed",
     "measure_split",
     "open_packed",
+    "open_reader",
     "write_manifest",
 ]
-
-# Each has: file_names, read_labels_and_sizes, iter_samples, and Writer (raw_pixels, keep_small_jpegs, max_side, add,
-# close).
-FORMATS: dict[str, ModuleType] = {"ffcv": format_ffcv, "dali": format_dali, "resident": format_resident}
 
 _VERSION = 2
 MANIFEST = "manifest.json"
@@ -55,7 +49,7 @@ class Split:
 @dataclass(frozen=True)
 class Packed:
     dir: Path
-    format: str  # ffcv | dali | resident
+    format: str  # one of ``formats.FORMATS``
     dataset: str
     classes: tuple[str, ...]  # the place is the label; empty: no labels
     splits: dict[str, Split]  # train, and val if there is one
@@ -87,11 +81,22 @@ def open_packed(dir: Path | str, *, verify: bool = False) -> Packed:
     return packed
 
 
+def open_reader(packed: Packed, split: str) -> Reader:
+    """Open a split for random access.
+
+    Raises:
+        UserError: the set has no such split, a table is damaged, or a package that decodes the images is missing.
+    """
+    if split not in packed.splits:
+        raise UserError(f"{packed.dir}: has no split {split!r}, only {', '.join(packed.splits)}")
+    return find_format(packed.format).open_reader(packed.dir, split)
+
+
 def measure_split(folder: Path, format: str, name: str) -> Split:
     """What the manifest has to say of a split whose files are whole."""
-    labels, sizes = FORMATS[format].read_labels_and_sizes(folder, name)
+    labels, sizes = find_format(format).read_labels_and_sizes(folder, name)
     height, width = sizes.max(axis=0).tolist()
-    files = sorted(FORMATS[format].file_names(name, [path.name for path in folder.iterdir()]))
+    files = sorted(find_format(format).file_names(name, [path.name for path in folder.iterdir()]))
     entries = {file: FileEntry((folder / file).stat().st_size, _sha256(folder / file)) for file in files}
     return Split(len(labels), bool((labels >= 0).all()), height, width, entries)
 
@@ -120,7 +125,7 @@ def _sha256(path: Path) -> str:
 
 def _check_split(packed: Packed, name: str) -> None:
     split = packed.splits[name]
-    labels, sizes = FORMATS[packed.format].read_labels_and_sizes(packed.dir, name)
+    labels, sizes = find_format(packed.format).read_labels_and_sizes(packed.dir, name)
     where = packed.dir / min(split.files)
     if len(labels) != split.count:
         raise UserError(f"{where}: holds {len(labels):,} samples, the manifest says {split.count:,}")
@@ -190,7 +195,7 @@ def _parse(folder: Path, content: Any) -> Packed:
         numbers = [whole(split[key], 1, f"splits.{name}.{key}") for key in ("count", "max_height", "max_width")]
         entries = {}
         check(isinstance(split["files"], dict), f"splits.{name}.files must be an object")
-        files = FORMATS[format].file_names(name, split["files"])
+        files = find_format(format).file_names(name, split["files"])
         for file, entry in fields(split["files"], files, f"splits.{name}.files").items():
             fields(entry, {"bytes", "sha256"}, f"the entry of {file}")
             digest = entry["sha256"]

@@ -12,7 +12,7 @@ from pipelines.batch import Batch
 from pipelines.config import DataConfig
 from pipelines.errors import UserError
 from pipelines.formats.packed import Packed
-from pipelines.formats.readers import open_reader
+from pipelines.formats.protocol import Reader
 from pipelines.loading.sampler import Sampler
 
 __all__ = ["BaseLoader", "each_sample", "fit_canvas"]
@@ -23,6 +23,7 @@ class BaseLoader(ABC):
 
     Args:
         packed, split: whose images.
+        reader: gives them; the loader closes it.
         sampler: gives the order; its state moves when a batch is handed out.
         data, augment, device, train: as of ``build_loader``.
     """
@@ -31,6 +32,7 @@ class BaseLoader(ABC):
         self,
         packed: Packed,
         split: str,
+        reader: Reader,
         sampler: Sampler,
         data: DataConfig,
         augment: Augment,
@@ -40,7 +42,7 @@ class BaseLoader(ABC):
     ) -> None:
         self.sampler, self.device = sampler, device
         self._packed, self._split, self._data, self._augment, self._train = packed, split, data, augment, train
-        self._reader = open_reader(packed, split)
+        self._reader = reader
         self._running: Generator[Batch] | None = None
         self._closed = False
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -6,22 +6,13 @@ from pipelines.augment.views import Augment
 from pipelines.batch import Loader
 from pipelines.config import AugmentConfig, DataConfig
 from pipelines.errors import UserError
-from pipelines.formats.packed import Packed
-from pipelines.loading.dali import DaliLoader
-from pipelines.loading.ffcv import FfcvLoader
-from pipelines.loading.resident import ResidentLoader
+from pipelines.formats import FORMATS, find_format
+from pipelines.formats.packed import Packed, open_reader
 from pipelines.loading.sampler import Sampler
 from pipelines.loading.torch import TorchLoader
+from pipelines.options import check_options
 
 __all__ = ["build_loader"]
-
-# data.loader: the packed formats that it reads, and its class. Every format's own loader bears the format's name.
-_LOADERS = {
-    "ffcv": (("ffcv",), FfcvLoader),
-    "dali": (("dali",), DaliLoader),
-    "resident": (("resident",), ResidentLoader),
-    "torch": (("ffcv", "dali", "resident"), TorchLoader),
-}
 
 
 def build_loader(
@@ -39,7 +30,8 @@ def build_loader(
     """Make the loader of a split.
 
     Args:
-        data, augment: as configured; ``data.loader`` "auto" follows the format of ``packed``.
+        data, augment: as configured. ``data.loader``: "torch" reads every format, another loader only the format whose
+            name it bears, which "auto" takes from ``packed``; a format without a loader of its own is read by torch's.
         split: "train" or "val".
         train: shuffled, ``data.drop_last`` observed; V = 1 from resident, V = 2 from torch, from ffcv and dali as
             ``data.crops`` says. False: packed order, every image once, V = 1. ``data.limit`` holds for the split
@@ -52,20 +44,9 @@ def build_loader(
         UserError: a loader that does not exist, cannot read the format, or cannot run here; a value out of range; a
             split that is absent, empty, or smaller than a batch.
     """
-    for key, least in {"batch_size": 1, "workers": 0, "prefetch": 1, "image_size": 1, "canvas": 1, "limit": 0}.items():
-        if getattr(data, key) < least:
-            raise UserError(f"data.{key}={getattr(data, key)} must be at least {least}")
-    name = packed.format if data.loader == "auto" else data.loader
-    if name not in _LOADERS:
-        raise UserError(f"data.loader={data.loader} is none of auto, {', '.join(_LOADERS)}")
-    formats, loader = _LOADERS[name]
-    if packed.format not in formats:
-        raise UserError(
-            f"data.loader={name} reads format {' or '.join(formats)}, {packed.dir} is {packed.format}: "
-            "set data.loader=auto or pack the data in another format"
-        )
-    if split not in packed.splits:
-        raise UserError(f"{packed.dir}: has no split {split!r}, only {', '.join(packed.splits)}")
+    check_options(data, "data")
+    loader = _find_loader(data.loader, packed)
+    reader = open_reader(packed, split)
     sampler = Sampler(
         packed.splits[split].count,
         data.batch_size,
@@ -76,4 +57,18 @@ def build_loader(
         drop_last=train and data.drop_last,
         limit=data.limit if split == "train" else 0,
     )
-    return loader(packed, split, sampler, data, Augment(augment, data.image_size), device, train=train)
+    return loader(packed, split, reader, sampler, data, Augment(augment, data.image_size), device, train=train)
+
+
+def _find_loader(name: str, packed: Packed) -> type:
+    """The class that ``data.loader`` means for a packed data set."""
+    if name == "torch":
+        return TorchLoader
+    if name not in ("auto", *FORMATS):
+        raise UserError(f"data.loader={name} is none of auto, {', '.join(FORMATS)}, torch")
+    if name not in ("auto", packed.format):
+        raise UserError(
+            f"data.loader={name} reads format {name}, {packed.dir} is {packed.format}: "
+            "set data.loader=auto or pack the data in another format"
+        )
+    return find_format(packed.format).find_loader() or TorchLoader

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from pipelines.augment.views import Augment, pixel_boxes
 from pipelines.batch import Batch
-from pipelines.formats.readers import Reader
+from pipelines.formats.protocol import Reader
 from pipelines.loading.base import BaseLoader, each_sample, fit_canvas
 from pipelines.loading.sampler import Sampler
 from pipelines.loading.threads import worker_count

@@ -4,10 +4,10 @@ The batches in the archives are pickles. They are only ever read by an unpickler
 nothing else, whatever archive it is; a download must besides have the published checksum before it is opened.
 """
 
+import functools
 import hashlib
 import http.client
 import io
-import os
 import pickle
 import tarfile
 import urllib.request
@@ -18,18 +18,22 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.errors import UserError
+from pipelines.files import write_atomically
+from pipelines.sources.base import Source, from_arrays
 
-__all__ = ["DOWNLOADS", "load_cifar"]
+__all__ = ["ARCHIVES", "DOWNLOADS", "URL", "Archive", "load"]
 
 DOWNLOADS = Path("data/downloads")  # below the working directory
-_URL = "https://www.cs.toronto.edu/~kriz/"
+URL = "https://www.cs.toronto.edu/~kriz/"
 _MAX_MEMBER = 2**30  # bytes; the largest real one has 155 MB
 
 
-class _Archive(NamedTuple):
+class Archive(NamedTuple):
+    """An official archive, and how its content is laid out."""
+
     file: str
     md5: str
-    folder: str
+    folder: str  # in the archive, of all that follow
     train: tuple[str, ...]
     test: str
     meta: str
@@ -38,8 +42,8 @@ class _Archive(NamedTuple):
     classes: int
 
 
-_ARCHIVES = {
-    "cifar10": _Archive(
+ARCHIVES = {
+    "cifar10": Archive(
         file="cifar-10-python.tar.gz",
         md5="c58f30108f718f92721af3b95e74349a",
         folder="cifar-10-batches-py",
@@ -50,7 +54,7 @@ _ARCHIVES = {
         names="label_names",
         classes=10,
     ),
-    "cifar100": _Archive(
+    "cifar100": Archive(
         file="cifar-100-python.tar.gz",
         md5="eb9058c3a382ffc7106e4002c42a8d85",
         folder="cifar-100-python",
@@ -63,24 +67,19 @@ _ARCHIVES = {
     ),
 }
 
-Arrays = tuple[np.ndarray, np.ndarray]
 
-
-def load_cifar(dataset: str, source: Path | None) -> tuple[tuple[str, ...], dict[str, Arrays]]:
-    """Read CIFAR.
+def load(dataset: str, source: Path | None) -> Source:
+    """Read CIFAR, whose test set becomes val; pixels are uint8 [N, 32, 32, 3].
 
     Args:
         dataset: cifar10 or cifar100.
         source: the archive, a folder that holds it, or the unpacked folder; None: ``data/downloads``, downloaded if it
             is not there.
 
-    Returns:
-        Class names, and for train and val (CIFAR's test set) pixels uint8 [N, 32, 32, 3] and labels int64 [N].
-
     Raises:
         UserError: nothing found, no network, a wrong checksum, or anything that is not CIFAR's layout.
     """
-    archive = _ARCHIVES[dataset]
+    archive = ARCHIVES[dataset]
     names = (*archive.train, archive.test, archive.meta)
     place = _download(archive) if source is None else _find(archive, source)
     read = _read_folder if place.is_dir() else _read_archive
@@ -91,15 +90,17 @@ def load_cifar(dataset: str, source: Path | None) -> tuple[tuple[str, ...], dict
     splits = {}
     for split, batches in {"train": archive.train, "val": (archive.test,)}.items():
         parts = [_batch(content[name], archive, place / name) for name in batches]
-        splits[split] = (np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
-    return tuple(name.decode() if isinstance(name, bytes) else name for name in classes), splits
+        pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        splits[split] = from_arrays(split, pixels, labels)
+    return Source(tuple(name.decode() if isinstance(name, bytes) else name for name in classes), splits)
 
 
 def _is_names(value: object, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(isinstance(name, (bytes, str)) for name in value)
 
 
-def _batch(content: dict, archive: _Archive, path: Path) -> Arrays:
+def _batch(content: dict, archive: Archive, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N, 32, 32, 3] and labels int64 [N]."""
     pixels, labels = content.get("data"), content.get(archive.labels)
     if not (
         isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2 and pixels.shape[1] == 3072
@@ -113,7 +114,7 @@ def _batch(content: dict, archive: _Archive, path: Path) -> Arrays:
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.array(labels, np.int64)
 
 
-def _find(archive: _Archive, source: Path) -> Path:
+def _find(archive: Archive, source: Path) -> Path:
     """The archive, or the folder that holds the batches."""
     if source.is_file():
         return source
@@ -125,14 +126,14 @@ def _find(archive: _Archive, source: Path) -> Path:
     raise UserError(f"{source}: holds neither {archive.file} nor {archive.folder}/{archive.meta}")
 
 
-def _read_folder(archive: _Archive, folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+def _read_folder(archive: Archive, folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     for name in names:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}, which {archive.file} has")
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def _read_archive(archive: _Archive, path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+def _read_archive(archive: Archive, path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """Nothing is unpacked: the members wanted are read into memory, and an archive with anything odd is refused."""
     found = {}
     try:
@@ -192,7 +193,7 @@ def _unpickle(data: bytes, path: Path) -> dict:
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
 
 
-def _download(archive: _Archive) -> Path:
+def _download(archive: Archive) -> Path:
     """The archive with the published checksum, downloaded if it is not there."""
     path = DOWNLOADS / archive.file
     if path.is_file():
@@ -202,25 +203,23 @@ def _download(archive: _Archive) -> Path:
         raise UserError(
             f"{path}: not the published file (its MD5 is not {archive.md5}); delete it to download it again"
         )
-    DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    write_atomically(path, functools.partial(_fetch, archive))
+    return path
+
+
+def _fetch(archive: Archive, path: Path) -> None:
+    """Download the archive to ``path``, and compare its checksum."""
     digest = hashlib.md5()
     try:
-        with urllib.request.urlopen(_URL + archive.file, timeout=30) as response, partial.open("wb") as file:
+        with urllib.request.urlopen(URL + archive.file, timeout=30) as response, path.open("wb") as file:
             total = int(response.headers.get("Content-Length") or 0) or None
             with tqdm(total=total, unit="B", unit_scale=True, desc=archive.file, disable=None) as progress:
                 while block := response.read(2**20):
                     file.write(block)
                     digest.update(block)
                     progress.update(len(block))
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != archive.md5:
-            raise UserError(f"{_URL}{archive.file}: what came has not the published MD5 {archive.md5}; try again")
-        partial.rename(path)
     except (OSError, http.client.HTTPException) as error:
-        hint = f"fetch it elsewhere and put it at {path}, or name it with --source"
-        raise UserError(f"cannot download {_URL}{archive.file} ({error}); {hint}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+        hint = f"fetch it elsewhere and put it at {DOWNLOADS / archive.file}, or name it with --source"
+        raise UserError(f"cannot download {URL}{archive.file} ({error}); {hint}") from error
+    if digest.hexdigest() != archive.md5:
+        raise UserError(f"{URL}{archive.file}: what came has not the published MD5 {archive.md5}; try again")

@@ -1,6 +1,15 @@
 """ImageNet-100: the subset of ImageNet-1k of Tian, Krishnan, Isola: Contrastive Multiview Coding, arXiv 1906.05849."""
 
-__all__ = ["IMAGENET100"]
+import logging
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.sources.base import Source, existing_folder
+from pipelines.sources.listing import class_folders
+
+__all__ = ["IMAGENET100", "load"]
+
+logger = logging.getLogger(__name__)
 
 # WordNet ids, sorted: the place is the class index.
 _IDS = """
@@ -16,3 +25,20 @@ _IDS = """
     n13040303
 """
 IMAGENET100 = tuple(_IDS.split())
+
+
+def load(dataset: str, source: Path | None) -> Source:
+    """The 100 classes out of an ImageNet-1k tree, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``."""
+    root = existing_folder(dataset, source)
+    if not (root / "train").is_dir():
+        raise UserError(f"{root}: no train/ folder in it")
+    splits = {}
+    for split in ("train", "val"):
+        if not (root / split).is_dir():
+            logger.warning("warning: %s: no %s/ folder, so there will be no evaluation images", root, split)
+            continue
+        missing = [wnid for wnid in IMAGENET100 if not (root / split / wnid).is_dir()]
+        if missing:
+            raise UserError(f"{root / split}: {len(missing)} of the 100 classes are missing, the first is {missing[0]}")
+        splits[split] = class_folders(root, root / split, IMAGENET100, IMAGENET100)
+    return Source(IMAGENET100, splits)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.formats.arrays import unaligned
-from pipelines.formats.ffcv import read_table
+from pipelines.formats.ffcv.table import read_table
 from pipelines.loading.prefetch import run_ahead
 
 __all__ = ["JpegDecoder"]

@@ -13,7 +13,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2 as transforms
 
 from pipelines.augment.views import Augment, pixel_boxes
-from pipelines.formats.readers import Reader, open_reader
+from pipelines.formats.packed import open_reader
+from pipelines.formats.protocol import Reader
 from tools.bench.decoding import JpegDecoder
 from tools.bench.images import Pixels
 from tools.bench.setting import Epoch, Setting

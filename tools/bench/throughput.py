@@ -14,12 +14,12 @@ import torch
 from pipelines.augment.views import Augment
 from pipelines.batch import Batch
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
-from pipelines.formats.ffcv import read_table
+from pipelines.formats.dali.loader import DaliLoader
+from pipelines.formats.ffcv.loader import FfcvLoader
+from pipelines.formats.ffcv.table import read_table
 from pipelines.formats.packed import open_packed
+from pipelines.formats.resident.loader import ResidentLoader
 from pipelines.loading.build import build_loader
-from pipelines.loading.dali import DaliLoader
-from pipelines.loading.ffcv import FfcvLoader
-from pipelines.loading.resident import ResidentLoader
 from pipelines.loading.threads import worker_count
 from tools.bench.decoding import JpegDecoder
 from tools.bench.floors import copy_bandwidth, count_flops, matrix_rate, memory_bandwidth

@@ -54,6 +54,7 @@ class Writer:
     """
 
     raw_pixels = 64 * 64  # smaller images take no more room to speak of as pixels, and need no decoding ever after
+    stores_jpegs = True
     keep_small_jpegs = False
     max_side = 65_500  # libjpeg's limit; the table could hold 65,535
 

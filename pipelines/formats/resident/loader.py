@@ -8,6 +8,7 @@ import torch
 
 from pipelines.batch import Batch
 from pipelines.errors import UserError
+from pipelines.formats.resident.reader import ArrayReader
 from pipelines.loading.base import BaseLoader
 
 __all__ = ["ResidentLoader"]
@@ -22,6 +23,8 @@ class ResidentLoader(BaseLoader):
     Raises:
         UserError: the images are larger than ``data.canvas``, or do not fit into the device's free memory.
     """
+
+    _reader: ArrayReader
 
     def _prepare(self) -> None:
         reader, canvas = self._reader, self._data.canvas

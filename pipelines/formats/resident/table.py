@@ -25,6 +25,7 @@ class Writer:
     """
 
     raw_pixels = 2**62  # nothing is compressed
+    stores_jpegs = False
     keep_small_jpegs = False
     max_side = 512  # every image takes as much memory as the largest; who wants more says so with --max-resolution
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from pipelines.augment.views import pixel_boxes
 from pipelines.batch import Batch
 from pipelines.formats.arrays import unaligned
+from pipelines.formats.ffcv.reader import BetonReader
 from pipelines.loading.base import BaseLoader, each_sample, fit_canvas
 from pipelines.loading.prefetch import BufferPool, run_ahead
 from pipelines.loading.threads import single_thread, worker_count
@@ -43,6 +44,7 @@ class FfcvLoader(BaseLoader):
     are exactly those of the reference loader.
     """
 
+    _reader: BetonReader
     dct_scaling = True
 
     def _prepare(self) -> None:

@@ -6,7 +6,7 @@ shards, and boxes beside them.
 
 from collections import deque
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor
 from pipelines.augment.views import pixel_boxes
 from pipelines.batch import Batch
 from pipelines.errors import UserError
+from pipelines.formats.dali.reader import ShardReader
 from pipelines.loading.base import BaseLoader, fit_canvas
 from pipelines.loading.threads import single_thread, worker_count
-
-if TYPE_CHECKING:
-    from nvidia.dali import Pipeline
 
 __all__ = ["DaliLoader"]
 
@@ -33,6 +31,8 @@ class DaliLoader(BaseLoader):
         UserError: DALI is not installed.
     """
 
+    _reader: ShardReader
+
     def _prepare(self) -> None:
         self._crops = self._cuts_crops()
         shape = (self._data.image_size,) * 2 if self._crops else self._canvas()
@@ -41,7 +41,7 @@ class DaliLoader(BaseLoader):
         self._waiting: deque[np.ndarray] = deque()  # batches that DALI has not begun
         self._inputs: deque[tuple] = deque()  # of those it has begun; it reads them where they are
         self._failure = ""  # why it cannot begin the first of those that wait
-        self._pipeline: Pipeline | None = self._build()
+        self._pipeline: Any = self._build()  # None after an error
 
     def _batches(self) -> Generator[Batch]:
         if self._pipeline is None:
@@ -132,7 +132,8 @@ class DaliLoader(BaseLoader):
             return np.full((len(index), 2), self._data.image_size, np.int32)
         return fit_canvas(self._reader.sizes[index], self._data.canvas)
 
-    def _build(self) -> "Pipeline":
+    def _build(self) -> Any:
+        """A DALI pipeline, ready to run."""
         try:
             from nvidia.dali import Pipeline, fn, types
         except (ImportError, OSError) as error:

@@ -29,8 +29,6 @@ __all__ = ["Table", "Writer", "file_names", "iter_samples", "read_labels_and_siz
 _VERSION = "v1.2"  # of the index files
 _BLOCK = tarfile.BLOCKSIZE
 _OVERHEAD = 4 * _BLOCK  # at most, of a sample: two headers, a label, and what fills the image's last block
-_SHARD_BYTES = 2**27
-_AT_ONCE = 4  # shards written at once; until then they lie in memory
 
 
 class Table(NamedTuple):
@@ -50,11 +48,17 @@ class Writer:
         folder: where the files are made.
         split: train or val.
         capacity: most samples that may come.
+
+    ``shard_bytes``: size of a shard, unless a single sample is larger. ``at_once``: shards written at the same time;
+    until then they lie in memory.
     """
 
     raw_pixels = 64 * 64  # as in the ffcv format; stored as PNG here
+    stores_jpegs = True
     keep_small_jpegs = True  # nothing is gained by a PNG of their pixels
     max_side = 65_500  # libjpeg's limit
+    shard_bytes = 2**27
+    at_once = 4
 
     def __init__(self, folder: Path, split: str, capacity: int) -> None:
         self._folder, self._split = folder, split
@@ -69,10 +73,10 @@ class Writer:
     def add(self, sample: Sample, label: int) -> None:
         size = len(sample.data) + _OVERHEAD
         if size > self._room:
-            if len(self._shards) == _AT_ONCE:
+            if len(self._shards) == self.at_once:
                 self._write()
             self._shards.append([])
-            self._room = _SHARD_BYTES
+            self._room = self.shard_bytes
         self._shards[-1].append((self._count, sample, label))
         self._room -= size
         self._labels[self._count], self._sizes[self._count] = label, (sample.height, sample.width)
@@ -87,7 +91,7 @@ class Writer:
 
     def _write(self) -> None:
         paths = [shard_path(self._folder, self._split, self._written + i) for i in range(len(self._shards))]
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
+        with ThreadPoolExecutor(self.at_once) as threads:
             for samples, checksums in zip(self._shards, threads.map(_write_shard, paths, self._shards), strict=True):
                 first = samples[0][0]
                 self._checksums[first : first + len(samples)] = checksums

@@ -1,0 +1,24 @@
+"""WebDataset shards, decoded by NVIDIA DALI (https://github.com/NVIDIA/DALI) on a CPU or a GPU."""
+
+from pathlib import Path
+
+from pipelines.formats.dali.table import Writer, file_names, iter_samples, read_labels_and_sizes
+from pipelines.formats.protocol import Reader
+
+__all__ = ["Writer", "file_names", "find_loader", "iter_samples", "open_reader", "read_labels_and_sizes"]
+
+# Reader and loader are imported when they are needed: a conversion does without torch.
+
+
+def open_reader(folder: Path, split: str) -> Reader:
+    """See ``protocol.Format``."""
+    from pipelines.formats.dali.reader import ShardReader
+
+    return ShardReader(folder, split)
+
+
+def find_loader() -> type:
+    """See ``protocol.Format``."""
+    from pipelines.formats.dali.loader import DaliLoader
+
+    return DaliLoader

@@ -1,0 +1,24 @@
+"""All pixels of a split in one array, which is loaded into device memory as it is."""
+
+from pathlib import Path
+
+from pipelines.formats.protocol import Reader
+from pipelines.formats.resident.table import Writer, file_names, iter_samples, read_labels_and_sizes
+
+__all__ = ["Writer", "file_names", "find_loader", "iter_samples", "open_reader", "read_labels_and_sizes"]
+
+# Reader and loader are imported when they are needed: a conversion does without torch.
+
+
+def open_reader(folder: Path, split: str) -> Reader:
+    """See ``protocol.Format``."""
+    from pipelines.formats.resident.reader import ArrayReader
+
+    return ArrayReader(folder, split)
+
+
+def find_loader() -> type:
+    """See ``protocol.Format``."""
+    from pipelines.formats.resident.loader import ResidentLoader
+
+    return ResidentLoader

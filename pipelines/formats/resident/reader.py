@@ -1,0 +1,39 @@
+"""Random access to the images of a split in the resident format."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.formats.checksums import Checksums
+from pipelines.formats.resident.table import open_arrays
+
+__all__ = ["ArrayReader"]
+
+
+class ArrayReader:
+    """A map of one array, images top left on canvases of one size. ``shape``: of the array."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._source = folder, split
+        self._path = folder / f"{split}.npy"
+        self._pixels, self.labels, self.sizes = open_arrays(folder, split)
+        self.shape: tuple[int, int, int, int] = self._pixels.shape
+        self._checksums = Checksums(folder, split, self.labels, self.sizes)
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._source
+
+    def image(self, index: int) -> np.ndarray:
+        height, width = self.sizes[index]
+        self._checksums.check(index, self._pixels[index], self._path)
+        return np.array(self._pixels[index, :height, :width])
+
+    def canvases(self, start: int, stop: int) -> np.ndarray:
+        """uint8 [n, H, W, 3], a copy: the samples from ``start`` to before ``stop``, with what lies around them."""
+        canvases = np.array(self._pixels[start:stop])
+        for index, canvas in enumerate(canvases, start):
+            self._checksums.check(index, canvas, self._path)
+        return canvases
+
+    def close(self) -> None:
+        self._pixels = None
