@@ -168,8 +168,7 @@ class TrainStep:
         return self._make_views(pixels, size, index)
 
     def _draw_views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
-        params = self.augment.sample_params(self.config.train.seed, self.epoch, index, size)
-        return self.augment.apply(pixels, params)
+        return self.augment.views(pixels, size, index, self.config.train.seed, self.epoch)
 
     def _noise(self, index: Tensor) -> Tensor | None:
         """Standard normal numbers float32 [2B, D] for objectives that sample, by (seed, epoch, image, view)."""
