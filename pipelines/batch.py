@@ -12,7 +12,7 @@ class Batch(NamedTuple):
     """A batch of one rank, on the device.
 
     ``V == 1``: whole images on a padded canvas, to be cropped on the device. ``V == 2``: the two crops, already cut
-    by the loader, with the parameters of ``augment.sample_params``; ``H == W == image_size``.
+    by the loader, with the parameters of ``augment.sample_crops``; ``H == W == image_size``.
     """
 
     pixels: Tensor  # uint8 [B, V, H, W, 3], RGB

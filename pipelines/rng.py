@@ -5,11 +5,12 @@ The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast Splittable Pseudor
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["normal", "uniform"]
+__all__ = ["Draws", "normal", "uniform"]
 
 
 def _signed(value: int) -> int:
@@ -34,15 +35,25 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shift_right(value, 31)
 
 
-def _hash(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int, draws: int) -> Tensor:
-    """int64 [B, draws] of well mixed bits."""
+def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) -> Tensor:
+    """int64 [B]: what all numbers of a sample in one stream are made of."""
     state = _mix(index + _GAMMA)
     for word in (seed, epoch, stream):
         salt = word * _MIX_2 + _GAMMA
         state = _mix(state ^ (_signed(salt) if isinstance(salt, int) else salt))
+    return state
+
+
+def _numbers(state: Tensor, first: int, count: int) -> Tensor:
+    """int64 [..., count] of well mixed bits: numbers ``first``, ``first + 1``, ... of every state [...]."""
     # The counter itself is never multiplied: Inductor turns an arange times a constant into C++ index arithmetic, where
     # an overflow is undefined behaviour.
-    return _mix((state[:, None] ^ torch.arange(draws, device=index.device)) * _GAMMA)
+    return _mix((state[..., None] ^ torch.arange(first, first + count, device=state.device)) * _GAMMA)
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """The upper 53 bits as float64 in [0, 1)."""
+    return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
 
 
 def uniform(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int, draws: int) -> Tensor:
@@ -52,19 +63,57 @@ def uniform(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int,
         seed, epoch: integers or int64 scalars on the device of ``index`` (so that a replayed graph can change them).
         index: int64 [B], the samples' positions in the packed split.
         stream: keeps uses apart (a view's number, the noise of an objective).
-        draws: how many numbers a sample.
+        draws: how many numbers per sample.
 
     Returns:
         float64 [B, draws].
     """
-    return _shift_right(_hash(seed, epoch, index, stream, draws), 11).to(torch.float64) * 2.0**-53
+    return _unit(_numbers(_state(seed, epoch, index, stream), 0, draws))
 
 
 def normal(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int, draws: int) -> Tensor:
     """Standard normal numbers, float32 [B, draws], by the Box-Muller transform; arguments as for ``uniform``."""
     half = (draws + 1) // 2
     # 24 bits are exact in float32: a uniform number rounded from float64 could become 1 and its normal infinite.
-    numbers = _shift_right(_hash(seed, epoch, index, stream, 2 * half), 40).float() * 2.0**-24
+    numbers = _shift_right(_numbers(_state(seed, epoch, index, stream), 0, 2 * half), 40).float() * 2.0**-24
     radius = torch.sqrt(-2.0 * torch.log1p(-numbers[:, :half]))
     angle = 2.0 * math.pi * numbers[:, half:]
     return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :draws]
+
+
+class Draws:
+    """Uniform numbers of the same samples in several streams, asked for by name.
+
+    The numbers of a name depend on that name and the arguments below, never on which other names are asked for.
+
+    Args:
+        seed, epoch, index: as for ``uniform``.
+        streams: V of them.
+        places: names whose numbers are those of ``uniform`` from this place on. Any other name has a block of 65,536
+            numbers of its own, which a hash of the name chooses among 2**48.
+    """
+
+    def __init__(
+        self,
+        seed: Tensor | int,
+        epoch: Tensor | int,
+        index: Tensor,
+        streams: Sequence[int],
+        places: Mapping[str, int],
+    ) -> None:
+        self._state = torch.stack([_state(seed, epoch, index, stream) for stream in streams], dim=1)
+        self._places = places
+
+    def uniform(self, name: str, count: int = 1) -> Tensor:
+        """float64 [B, V, count], as ``uniform``; ``count`` is at most 65,536."""
+        if name in self._places:
+            return _unit(_numbers(self._state, self._places[name], count))
+        return _unit(_numbers(self._state ^ _signed(_hash_name(name) << 16), 0, count))
+
+
+def _hash_name(name: str) -> int:
+    """64 bits of a name's characters (FNV-1a: Fowler, Noll, Vo), in plain arithmetic that torch.compile can follow."""
+    value = 0xCBF29CE484222325
+    for character in name:
+        value = (value ^ ord(character)) * 0x100000001B3 % 2**64
+    return value

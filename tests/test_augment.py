@@ -10,10 +10,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
-from pipelines.augment import views as augment_module
-from pipelines.augment.views import Augment, ViewParams, pixel_boxes
+from pipelines.augment.crop import pixel_boxes
+from pipelines.augment.operation import Operation, Params, Planes, flatten_views
+from pipelines.augment.views import Augment
 from pipelines.config import AugmentConfig
 from pipelines.errors import UserError
+from pipelines.rng import Draws
 
 EVERYTHING = AugmentConfig(blur=(1.0, 0.5), solarize=(0.5, 0.5), hue=0.5)
 CIFAR, IMAGENET = AugmentConfig(), AugmentConfig(interpolation="bicubic", blur=(1.0, 0.1))
@@ -30,9 +32,15 @@ def canvas(count: int, height: int, width: int, views: int = 1) -> tuple[Tensor,
     return pixels, size
 
 
-def torchvision_view(image: Tensor, config: AugmentConfig, params: ViewParams, place: int, view: int) -> Tensor:
+def tensors(params: dict[str, Params]) -> dict[str, Tensor]:
+    """All that was drawn, by name; those of the jitter by their own names."""
+    jitter = params["jitter"]._asdict() if "jitter" in params else {}
+    return {name: value for name, value in (params | jitter).items() if isinstance(value, Tensor)}
+
+
+def torchvision_view(image: Tensor, config: AugmentConfig, params: dict[str, Params], place: int, view: int) -> Tensor:
     """One view of one image float32 [3, S, S], from its crop on, by torchvision's functions."""
-    drawn = {name: value[place, view] for name, value in params._asdict().items() if name not in ("size", "crop")}
+    drawn = {name: value[place, view] for name, value in tensors(params).items()}
     if drawn["flip"]:
         image = reference.horizontal_flip(image)
     adjust = [
@@ -45,7 +53,7 @@ def torchvision_view(image: Tensor, config: AugmentConfig, params: ViewParams, p
         image = adjust[operation](image)
     if drawn["gray"]:
         image = reference.rgb_to_grayscale(image, num_output_channels=3)
-    if drawn["blur"] > 0:
+    if drawn.get("blur", 0) > 0:
         kernel = 2 * max(1, image.shape[-1] // 20) + 1
         image = reference.gaussian_blur(image, [kernel, kernel], [drawn["blur"].item()] * 2)
     if drawn["solarize"]:
@@ -67,10 +75,11 @@ def test_views_of_whole_images_are_torchvisions(config: AugmentConfig, height: i
     augment = Augment(config, side)
     params = augment.sample_params(7, 3, torch.arange(100, 100 + count), size)
     views = augment.apply(pixels, params)
+    assert torch.equal(views, augment.views(pixels, size, torch.arange(100, 100 + count), 7, 3))
     assert views.shape == (2 * count, 3, side, side)
     assert views.dtype == torch.float32
     assert views.is_contiguous(memory_format=torch.channels_last)
-    boxes = pixel_boxes(params.crop, size)
+    boxes = params["crop"]
     for view, place in itertools.product((0, 1), range(count)):
         crop = resized(pixels[place, 0], boxes[place, view].tolist(), side, config)
         expected = torchvision_view(crop, config, params, place, view)
@@ -82,8 +91,9 @@ def test_views_of_drawn_crops_are_torchvisions(config: AugmentConfig) -> None:
     count, side = 10, 30
     pixels, size = canvas(count, side, side, views=2)
     augment = Augment(config, side)
-    params = augment.sample_params(0, 0, torch.arange(count), size)
+    params = augment.sample_params(0, 0, torch.arange(count), None)
     views = augment.apply(pixels, params)
+    assert torch.equal(views, augment.views(pixels, size, torch.arange(count), 0, 0))
     assert views.shape == (2 * count, 3, side, side)
     assert views.is_contiguous(memory_format=torch.channels_last)
     for view, place in itertools.product((0, 1), range(count)):
@@ -103,33 +113,94 @@ def test_sampled_params_do_not_depend_on_the_company() -> None:
     size = torch.tensor([[32, 32], [375, 500], [500, 333], [1, 1], [64, 48], [20, 90]], dtype=torch.int32)
     index = torch.tensor([5, 0, 50_000, 7, 1_000_000, 12])
     augment = Augment(EVERYTHING, 32)
-    together = augment.sample_params(1, 2, index, size)
+    together = tensors(augment.sample_params(1, 2, index, size))
     shuffled = torch.tensor([3, 5, 0, 4, 1, 2])
-    again = augment.sample_params(1, 2, index[shuffled], size[shuffled])
+    again = tensors(augment.sample_params(1, 2, index[shuffled], size[shuffled]))
     for place in range(len(index)):
-        alone = augment.sample_params(1, 2, index[place : place + 1], size[place : place + 1])
-        for name in ViewParams._fields:
-            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[place]), name
-    for name in ViewParams._fields:
-        assert torch.equal(getattr(again, name), getattr(together, name)[shuffled]), name
+        alone = tensors(augment.sample_params(1, 2, index[place : place + 1], size[place : place + 1]))
+        for name, value in together.items():
+            assert torch.equal(alone[name][0], value[place]), name
+    for name, value in together.items():
+        assert torch.equal(again[name], value[shuffled]), name
 
 
 def test_seed_epoch_index_and_view_all_matter() -> None:
     size = torch.full((64, 2), 500, dtype=torch.int32)
     index = torch.arange(64)
     augment = Augment(EVERYTHING, 32)
-    first = augment.sample_params(0, 0, index, size)
+    first = tensors(augment.sample_params(0, 0, index, size))
     others = [
-        augment.sample_params(1, 0, index, size),
-        augment.sample_params(0, 1, index, size),
-        augment.sample_params(0, 0, index + 64, size),
-        ViewParams(*(value if value is size else value.flip(1) for value in first)),  # the views swapped
+        tensors(augment.sample_params(1, 0, index, size)),
+        tensors(augment.sample_params(0, 1, index, size)),
+        tensors(augment.sample_params(0, 0, index + 64, size)),
+        {name: value.flip(1) for name, value in first.items()},  # the views swapped
     ]
     for other in others:
-        for name in set(ViewParams._fields) - {"size"}:
-            assert not torch.equal(getattr(first, name), getattr(other, name)), name
-    same = augment.sample_params(torch.tensor(0), torch.tensor(0), index, size)
-    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+        for name, value in first.items():
+            assert not torch.equal(value, other[name]), name
+    same = tensors(augment.sample_params(torch.tensor(0), torch.tensor(0), index, size))
+    assert all(torch.equal(value, same[name]) for name, value in first.items())
+
+
+class Fade(Operation):
+    """An operation that the project does not have: views fade to white, each by an amount of its own."""
+
+    name = "fade"
+    active = True
+
+    def sample(self, draws: Draws) -> Tensor:
+        return draws.uniform("fade")[..., 0].float()
+
+    def apply(self, planes: Planes, amount: Tensor) -> Planes:
+        amount = flatten_views(amount)
+        return tuple(plane + amount * (1 - plane) for plane in planes)
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_new_operation_leaves_the_parameters_of_the_others_alone(place: int) -> None:
+    pixels, size = canvas(30, 12, 12)
+    index = torch.arange(30)
+    augment = Augment(EVERYTHING, 12)
+    before = tensors(augment.sample_params(3, 1, index, size))
+    augment.operations.insert(place, Fade(EVERYTHING))
+    params = augment.sample_params(3, 1, index, size)
+    after = tensors(params)
+    assert after.keys() - before.keys() == {"fade"}
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    views = augment.apply(pixels, params)
+    assert not torch.equal(views, augment.apply(pixels, params | {"fade": torch.zeros(30, 2)}))
+
+
+def test_an_operation_left_out_leaves_the_parameters_of_the_others_alone() -> None:
+    size, index = torch.full((30, 2), 32, dtype=torch.int32), torch.arange(30)
+    everything = tensors(Augment(EVERYTHING, 32).sample_params(3, 1, index, size))
+    for off in ({"flip": 0.0}, {"jitter": 0.0}, {"gray": 0.0}, {"blur": (0.0, 0.0)}, {"solarize": (0.0, 0.0)}):
+        fewer = tensors(Augment(dataclasses.replace(EVERYTHING, **off), 32).sample_params(3, 1, index, size))
+        assert not off.keys() & fewer.keys()
+        for name, value in fewer.items():
+            assert torch.equal(everything[name], value), name
+
+
+def test_crops_drawn_alone_are_those_of_all_parameters() -> None:
+    size = torch.tensor([[32, 32], [375, 500], [1, 1]], dtype=torch.int32)
+    augment, index = Augment(EVERYTHING, 32), torch.tensor([5, 0, 50_000])
+    crop = augment.sample_crops(1, 2, index, size)
+    assert crop.shape == (3, 2, 4)
+    assert crop.dtype == torch.float32
+    assert torch.equal(pixel_boxes(crop, size), augment.sample_params(1, 2, index, size)["crop"])
+
+
+def test_of_images_that_are_crops_already_no_crop_is_drawn() -> None:
+    pixels, size = canvas(6, 16, 16, views=2)
+    augment, index = Augment(EVERYTHING, 16), torch.arange(6)
+    whole, ready = augment.sample_params(3, 1, index, size), augment.sample_params(3, 1, index, None)
+    assert whole.keys() - ready.keys() == {"crop"}
+    for name, value in tensors(ready).items():
+        assert torch.equal(tensors(whole)[name], value), name
+    # Nothing can be computed from sizes that hold no values.
+    views = augment.views(pixels, size.to("meta"), index, 3, 1)
+    assert torch.equal(views, augment.apply(pixels, ready))
 
 
 def test_params_are_drawn_as_the_recipe_says() -> None:
@@ -139,35 +210,39 @@ def test_params_are_drawn_as_the_recipe_says() -> None:
     )
     size = torch.full((count, 2), 32, dtype=torch.int32)
     params = Augment(config, 32).sample_params(0, 0, torch.arange(count), size)
-    jittered = params.brightness != 1
+    jitter, blur = params["jitter"], params["blur"]
+    jittered = jitter.brightness != 1
     shares = {
-        "flip": (params.flip, (0.5, 0.5)),
+        "flip": (params["flip"], (0.5, 0.5)),
         "jitter": (jittered, (0.8, 0.8)),
-        "gray": (params.gray, (0.2, 0.2)),
-        "blur": (params.blur > 0, (1.0, 0.1)),
-        "solarize": (params.solarize, (0.0, 0.2)),
+        "gray": (params["gray"], (0.2, 0.2)),
+        "blur": (blur > 0, (1.0, 0.1)),
+        "solarize": (params["solarize"], (0.0, 0.2)),
     }
     for name, (chosen, expected) in shares.items():
         for view, share in enumerate(expected):
             hits = int(chosen[:, view].sum())
             assert stats.binomtest(hits, count, share).pvalue > 1e-4, (name, view)
     ranges = {
-        "brightness": (params.brightness[jittered], 0.6, 1.4),
-        "contrast": (params.contrast[jittered], 0.0, 2.5),
-        "saturation": (params.saturation[jittered], 0.8, 1.2),
-        "hue": (params.hue[jittered], -0.1, 0.1),
-        "sigma": (params.blur[params.blur > 0], 0.1, 2.0),
+        "brightness": (jitter.brightness[jittered], 0.6, 1.4),
+        "contrast": (jitter.contrast[jittered], 0.0, 2.5),
+        "saturation": (jitter.saturation[jittered], 0.8, 1.2),
+        "hue": (jitter.hue[jittered], -0.1, 0.1),
+        "sigma": (blur[blur > 0], 0.1, 2.0),
     }
     for name, (drawn, low, high) in ranges.items():
         assert stats.kstest(drawn, "uniform", args=(low, high - low)).pvalue > 1e-4, name
     for name, neutral in {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}.items():
-        assert (getattr(params, name)[~jittered] == neutral).all(), name
-    orders = (params.order * torch.tensor([1, 4, 16, 64])).sum(-1)
+        assert (getattr(jitter, name)[~jittered] == neutral).all(), name
+    orders = (jitter.order * torch.tensor([1, 4, 16, 64])).sum(-1)
     found, frequency = orders.unique(return_counts=True)
     assert len(found) == 24
     assert stats.chisquare(frequency).pvalue > 1e-4
     # Independent of each other, for example the views' crops and flips.
-    columns = torch.cat([params.crop.flatten(1), params.flip, params.gray, params.brightness, params.hue], dim=1)
+    columns = torch.cat(
+        [params["crop"].flatten(1), params["flip"], params["gray"], jitter.brightness, jitter.hue], dim=1
+    flip, gray = params["flip"], params["gray"]
+    columns = torch.cat([params["crop"].flatten(1), flip, gray, jitter.brightness, jitter.hue], dim=1)
     correlation = torch.corrcoef(columns.double().T)
     between_views = [correlation[a, b].item() for a in range(4) for b in range(4, 8)]
     assert max(map(abs, between_views)) < 0.03
@@ -178,65 +253,33 @@ def test_probabilities_of_one_and_zero() -> None:
     config = AugmentConfig(flip=1.0, jitter=1.0, gray=1.0, blur=(0.0, 1.0), solarize=(1.0, 0.0))
     size = torch.full((500, 2), 32, dtype=torch.int32)
     params = Augment(config, 32).sample_params(0, 0, torch.arange(500), size)
-    assert params.flip.all()
-    assert params.gray.all()
-    assert (params.hue != 0).all()
-    assert (params.blur[:, 0] == 0).all()
-    assert (params.blur[:, 1] >= 0.1).all()
-    assert params.solarize[:, 0].all()
-    assert not params.solarize[:, 1].any()
+    assert params["flip"].all()
+    assert params["gray"].all()
+    assert (params["jitter"].hue != 0).all()
+    assert (params["blur"][:, 0] == 0).all()
+    assert (params["blur"][:, 1] >= 0.1).all()
+    assert params["solarize"][:, 0].all()
+    assert not params["solarize"][:, 1].any()
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_what_no_view_undergoes_is_not_computed(monkeypatch: pytest.MonkeyPatch, views: int) -> None:
+def test_what_no_view_undergoes_is_neither_drawn_nor_applied(views: int) -> None:
     pixels, size = canvas(4, 16, 16, views)
-
-    def forbidden(*_: object) -> None:
-        raise AssertionError
-
-    for name in ("colour_jitter", "gaussian_blur", "rgb_to_grayscale", "solarize"):
-        monkeypatch.setattr(augment_module, name, forbidden)
     augment = Augment(OFF, 16)
+    assert augment.operations == []
     params = augment.sample_params(0, 0, torch.arange(4), size)
+    assert params.keys() == {"crop"}
     assert augment.apply(pixels, params).shape == (8, 3, 16, 16)
-
-
-@pytest.mark.parametrize(("blur", "rows"), [((1.0, 0.0), [200]), ((0.0, 0.1), [63]), ((1.0, 0.1), [200, 63])])
-def test_hardly_more_images_than_the_recipe_blurs_pass_through_the_filter(
-    monkeypatch: pytest.MonkeyPatch, blur: tuple[float, float], rows: list[int]
-) -> None:
-    blurred = []
-    original = augment_module.gaussian_blur
-
-    def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-        blurred.append(len(images))
-        return original(images, sigma, largest)
-
-    monkeypatch.setattr(augment_module, "gaussian_blur", gaussian_blur)
-    pixels, size = canvas(200, 8, 8)
-    augment = Augment(dataclasses.replace(OFF, blur=blur), 8)
-    params = augment.sample_params(0, 0, torch.arange(200), size)
-    views = augment.apply(pixels, params)
-    assert blurred == rows
-    # Those that are chosen are the right ones, and come back to their places.
-    sharp = augment.apply(pixels, params._replace(blur=torch.zeros_like(params.blur)))
-    expected = original(sharp, params.blur.T.flatten(), 2.0)
-    torch.testing.assert_close(views, expected, rtol=0, atol=1e-5)
-    assert torch.equal(views[params.blur.T.flatten() == 0], sharp[params.blur.T.flatten() == 0])
-
-
-@pytest.mark.parametrize(("count", "share"), [(16, 0.1), (128, 0.1), (256, 0.5), (4096, 0.1), (4096, 0.9)])
-def test_room_for_the_blurred_suffices_but_once_in_1e12_batches(count: int, share: float) -> None:
-    room = augment_module._room(count, share)
-    assert room <= count
-    assert stats.binom.sf(room, count, share) < 1e-12
+    some = Augment(dataclasses.replace(OFF, jitter=0.5, hue=0.0), 16).sample_params(0, 0, torch.arange(4), size)
+    assert some.keys() == {"crop", "jitter"}
+    assert some["jitter"].hue is None
 
 
 def test_drawn_crops_of_another_size_are_refused() -> None:
     pixels, size = canvas(2, 32, 32, views=2)
     augment = Augment(CIFAR, 24)
     with pytest.raises(ValueError, match="must have 24 pixels a side"):
-        augment.apply(pixels, augment.sample_params(0, 0, torch.arange(2), size))
+        augment.views(pixels, size, torch.arange(2), 0, 0)
 
 
 def test_evaluation_keeps_images_that_fit() -> None:
@@ -267,10 +310,11 @@ def test_evaluation_is_a_centre_crop_of_the_valid_pixels(share: float, side: int
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"interpolation": "lanczos"}, "augment.interpolation=lanczos must be bilinear or bicubic"),
-        ({"scale": (1.0, 0.08)}, r"augment.scale=\[1.0, 0.08\] must be given as \[least, largest\]"),
-        ({"ratio": (2.0, 1.0)}, r"augment.ratio=\[2.0, 1.0\] must be given as \[least, largest\]"),
-        ({"blur_sigma": (2.0, 0.1)}, r"augment.blur_sigma=\[2.0, 0.1\] must be given as \[least, largest\]"),
+        ({"interpolation": "lanczos"}, "augment.interpolation must be bilinear or bicubic, not lanczos"),
+        ({"scale": (1.0, 0.08)}, r"augment.scale must be given as \[least, greatest\], not \[1.0, 0.08\]"),
+        ({"ratio": (2.0, 1.0)}, r"augment.ratio must be given as \[least, greatest\], not \[2.0, 1.0\]"),
+        ({"flip": 1.5}, "augment.flip must be between 0.0 and 1.0, not 1.5"),
+        ({"blur_sigma": (2.0, 0.1)}, r"augment.blur_sigma must be given as \[least, greatest\], not \[2.0, 0.1\]"),
     ],
 )
 def test_impossible_recipes_are_refused(change: dict, message: str) -> None:
@@ -279,26 +323,33 @@ def test_impossible_recipes_are_refused(change: dict, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_views_are_the_same() -> None:
-    pixels, size = canvas(3, 24, 30)
+@pytest.mark.parametrize("count", [1, 2])
+def test_compiled_views_are_the_same(count: int) -> None:
+    pixels, size = canvas(3, 24, 24, count)
     augment = Augment(EVERYTHING, 24)
-    params = augment.sample_params(0, 0, torch.arange(3), size)
-    compiled = torch.compile(augment.apply, fullgraph=True)(pixels, params)
+    augment.operations.append(Fade(EVERYTHING))
+    arguments = pixels, size, torch.arange(3), 0, torch.tensor(4)
+    compiled = torch.compile(augment.views, fullgraph=True)(*arguments)
     assert compiled.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(compiled, augment.apply(pixels, params), rtol=0, atol=2e-5)
+    torch.testing.assert_close(compiled, augment.views(*arguments), rtol=0, atol=2e-5)
 
 
-def test_everything_is_one_graph() -> None:
-    pixels, size = canvas(3, 24, 24, views=2)
+@pytest.mark.parametrize("count", [1, 2])
+def test_everything_is_one_graph(count: int) -> None:
+    pixels, size = canvas(3, 24, 24, count)
     augment = Augment(IMAGENET, 24)
+    augment.operations.append(Fade(IMAGENET))
     index, epoch = torch.arange(3), torch.tensor(4)
-    sample, apply, evaluate = (
+    sample, apply, views, evaluate = (
         torch.compile(function, fullgraph=True, backend="aot_eager")
-        for function in (augment.sample_params, augment.apply, augment.evaluate)
+        for function in (augment.sample_params, augment.apply, augment.views, augment.evaluate)
     )
     params = augment.sample_params(0, 4, index, size)
-    assert all(torch.equal(a, b) for a, b in zip(sample(0, epoch, index, size), params, strict=True))
-    torch.testing.assert_close(apply(pixels, params), augment.apply(pixels, params), rtol=0, atol=2e-5)
+    compiled = tensors(sample(0, epoch, index, size))
+    assert all(torch.equal(value, compiled[name]) for name, value in tensors(params).items())
+    expected = augment.apply(pixels, params)
+    torch.testing.assert_close(apply(pixels, params), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(views(pixels, size, index, 0, epoch), expected, rtol=0, atol=2e-5)
     assert torch.equal(evaluate(pixels[:, :1], size), augment.evaluate(pixels[:, :1], size))
 
 
@@ -309,6 +360,7 @@ def test_a_gpu_gives_the_same_views_without_a_sync(compiled: bool) -> None:
     pixels, size = canvas(64, 90, 120)
     index, epoch = torch.arange(64), torch.tensor(5)
     augment = Augment(EVERYTHING, 32)
+    augment.operations.append(Fade(EVERYTHING))
     expected = augment.sample_params(3, 5, index, size)
     views, evaluation = augment.apply(pixels, expected), augment.evaluate(pixels, size)
     sample, apply, evaluate = augment.sample_params, augment.apply, augment.evaluate
@@ -316,7 +368,7 @@ def test_a_gpu_gives_the_same_views_without_a_sync(compiled: bool) -> None:
         sample, apply, evaluate = (torch.compile(f, fullgraph=True, dynamic=False) for f in (sample, apply, evaluate))
     pixels, size, index, epoch = (tensor.cuda() for tensor in (pixels, size, index, epoch))
 
-    def run() -> tuple[ViewParams, Tensor, Tensor]:
+    def run() -> tuple[dict[str, Params], Tensor, Tensor]:
         params = sample(3, epoch, index, size)
         return params, apply(pixels, params), evaluate(pixels, size)
 
@@ -327,8 +379,8 @@ def test_a_gpu_gives_the_same_views_without_a_sync(compiled: bool) -> None:
         params, on_gpu, evaluated = run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for name, value in params._asdict().items():
-        torch.testing.assert_close(value.cpu(), getattr(expected, name), rtol=0, atol=1e-6)
+    for name, value in tensors(params).items():
+        torch.testing.assert_close(value.cpu(), tensors(expected)[name], rtol=0, atol=1e-6)
     difference = (on_gpu.cpu() - views).abs()
     assert (difference > 1e-4).double().mean() < 0.01  # rounding may decide on solarize
     torch.testing.assert_close(evaluated.cpu(), evaluation, rtol=0, atol=1e-4)

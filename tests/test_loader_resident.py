@@ -21,7 +21,7 @@ def test_crops_of_resident_images_are_those_of_the_reference(build, name, least)
     batch = whole(epoch_of(build("resident", name), 1))
     assert torch.equal(batch.index, reference.index)
     assert torch.equal(batch.labels, reference.labels)
-    boxes = pixel_boxes(Augment(RECIPE, SIDE).sample_params(5, 1, batch.index, batch.size).crop, batch.size)
+    boxes = pixel_boxes(Augment(RECIPE, SIDE).sample_crops(5, 1, batch.index, batch.size), batch.size)
     psnrs = [
         psnr(resized_crop(image.permute(2, 0, 1), *box, [SIDE, SIDE], antialias=True).permute(1, 2, 0), view)
         for image, pair, views in zip(images_of(batch), boxes.tolist(), reference.pixels, strict=True)

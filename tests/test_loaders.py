@@ -53,7 +53,7 @@ def test_the_reference_is_torchvision_with_the_parameters_of_augment(build, pack
     batch = whole(epoch_of(build("torch", "photographs", form, augment=config), 2))
     reader = open_reader(packed("photographs", form), "train")
     size = torch.from_numpy(reader.sizes[batch.index])
-    boxes = pixel_boxes(Augment(config, SIDE).sample_params(5, 2, batch.index, size).crop, size).tolist()
+    boxes = pixel_boxes(Augment(config, SIDE).sample_crops(5, 2, batch.index, size), size).tolist()
     for number, index in enumerate(batch.index.tolist()):
         image = torch.from_numpy(reader.image(index)).permute(2, 0, 1)
         for view in (0, 1):
@@ -74,7 +74,7 @@ def test_every_loader_gives_the_same_samples_and_crops(build, name, interpolatio
         assert torch.equal(batch.labels, reference.labels)
         views = batch.pixels
         if views.shape[1] == 1:  # to be cropped on the device
-            boxes = pixel_boxes(Augment(augment, SIDE).sample_params(5, 1, batch.index, batch.size).crop, batch.size)
+            boxes = pixel_boxes(Augment(augment, SIDE).sample_crops(5, 1, batch.index, batch.size), batch.size)
             crops = crop_resize(views[:, 0], boxes, SIDE, interpolation).unflatten(0, (2, -1))
             views = (255 * crops).round().permute(1, 0, 3, 4, 2)
         psnrs = [psnr(*pair) for pair in zip(views.flatten(0, 1), reference.pixels.flatten(0, 1), strict=True)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipelines.rng import normal, uniform
+from pipelines.rng import Draws, normal, uniform
 
 WORD = 2**64
 GAMMA, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -51,6 +51,28 @@ def test_fewer_draws_are_the_first_of_more() -> None:
     assert torch.equal(uniform(0, 0, index, 0, 7), uniform(0, 0, index, 0, 20)[:, :7])
 
 
+def test_names_with_a_place_get_the_numbers_of_uniform_from_there_on() -> None:
+    index = torch.arange(10)
+    draws = Draws(3, 8, index, streams=(0, 1), places={"first": 0, "later": 5})
+    for view in (0, 1):
+        expected = uniform(3, 8, index, view, 12)
+        assert torch.equal(draws.uniform("first", 5)[:, view], expected[:, :5])
+        assert torch.equal(draws.uniform("later", 7)[:, view], expected[:, 5:])
+
+
+def test_other_names_have_numbers_of_their_own_whatever_else_is_drawn() -> None:
+    index = torch.arange(500)
+    draws = Draws(3, 8, index, streams=(0, 1), places={"fixed": 0})
+    names = ["fixed", "fade", "fade amount", "edge", "a", "b", "ab", "ba"]
+    numbers = torch.stack([draws.uniform(name, 4) for name in names])
+    assert len(numbers.unique()) == numbers.numel()
+    assert stats.kstest(numbers[1:].flatten(), "uniform").pvalue > 1e-4
+    correlation = torch.corrcoef(numbers.flatten(2).permute(0, 2, 1).reshape(-1, 500))
+    assert correlation.sub(torch.eye(len(correlation))).abs().max() < 0.25
+    alone = Draws(torch.tensor(3), torch.tensor(8), index, streams=(0, 1), places={})
+    assert torch.equal(alone.uniform("edge", 2), numbers[names.index("edge"), ..., :2])
+
+
 def test_every_argument_matters() -> None:
     index = torch.arange(50)
     settings = [(seed, epoch, stream) for seed in range(4) for epoch in range(4) for stream in range(4)]
@@ -95,7 +117,12 @@ def test_compiled_numbers_are_the_same() -> None:
     def draw(epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return uniform(0, epoch, index, 1, 37)
 
-    assert torch.equal(torch.compile(draw, fullgraph=True)(epoch, index), draw(epoch, index))
+    def draw_by_name(epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        draws = Draws(0, epoch, index, streams=(0, 1), places={"flip": 30})
+        return torch.cat([draws.uniform("flip"), draws.uniform("fade", 3)], dim=-1)
+
+    for function in (draw, draw_by_name):
+        assert torch.equal(torch.compile(function, fullgraph=True)(epoch, index), function(epoch, index))
 
 
 @pytest.mark.gpu
@@ -103,4 +130,6 @@ def test_compiled_numbers_are_the_same() -> None:
 def test_every_device_gives_the_same_numbers() -> None:
     index, epoch = torch.arange(1000), torch.tensor(3)
     assert torch.equal(uniform(0, epoch.cuda(), index.cuda(), 1, 37).cpu(), uniform(0, epoch, index, 1, 37))
+    by_name = (Draws(0, 3, where, streams=(0, 1), places={}).uniform("fade", 3) for where in (index.cuda(), index))
+    assert torch.equal(*(numbers.cpu() for numbers in by_name))
     torch.testing.assert_close(normal(0, 3, index.cuda(), 1, 36).cpu(), normal(0, 3, index, 1, 36))

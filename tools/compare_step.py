@@ -127,7 +127,7 @@ def _make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     finally:
         loader.close()
     augment = Augment(config.augment, config.data.image_size)
-    return batch, augment.apply(batch.pixels, augment.sample_params(seed, 0, batch.index, batch.size))
+    return batch, augment.views(batch.pixels, batch.size, batch.index, seed, 0)
 
 
 def _candidates(config: Config, device: torch.device, batch: Batch, views: Tensor) -> dict[str, Callable[[], int]]:

@@ -43,8 +43,8 @@ def main() -> None:
     for epoch in range(arguments.epochs):
         loader.set_epoch(epoch)
         for batch in loader:
-            params = augment.sample_params(config.train.seed, epoch, batch.index, batch.size)
-            pixels = to_pixels(augment.apply(batch.pixels, params), config.augment)
+            both = augment.views(batch.pixels, batch.size, batch.index, config.train.seed, epoch)
+            pixels = to_pixels(both, config.augment)
             for index, first, second in zip(batch.index.tolist(), *pixels.chunk(2), strict=True):
                 views.setdefault(index, []).append((first.numpy(), second.numpy()))
     loader.close()

@@ -5,28 +5,99 @@ operations into one pass over the pixels. Parameters have the shape [N, 1, 1]. W
 gives what its namesake in ``torchvision.transforms.v2.functional`` gives for float images.
 """
 
-import functools
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from pipelines.augment.operation import Operation, Planes, choose, flatten_views
+from pipelines.rng import Draws
 
 __all__ = [
-    "Planes",
+    "ColourJitter",
+    "Grayscale",
+    "Jitter",
+    "Solarize",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_hue",
     "adjust_saturation",
     "colour_jitter",
-    "gaussian_blur",
     "rgb_to_grayscale",
     "solarize",
 ]
 
-Planes = tuple[Tensor, Tensor, Tensor]
-
 _SOLARIZE_THRESHOLD = 128 / 255
+
+
+class Jitter(NamedTuple):
+    """Parameters of the colour jitter. What the recipe does not vary is None; a view not chosen gets neutral values."""
+
+    order: Tensor  # int64 [B, 2, 4], the place (0 to 3) of brightness, contrast, saturation and hue
+    brightness: Tensor | None  # float32 [B, 2], factor; neutral: 1
+    contrast: Tensor | None  # float32 [B, 2], factor; neutral: 1
+    saturation: Tensor | None  # float32 [B, 2], factor; neutral: 1
+    hue: Tensor | None  # float32 [B, 2], shift in turns; neutral: 0
+
+
+class ColourJitter(Operation):
+    """Parameters: ``Jitter``."""
+
+    name = "jitter"
+
+    @property
+    def active(self) -> bool:
+        config = self.config
+        return config.jitter > 0 and max(config.brightness, config.contrast, config.saturation, config.hue) > 0
+
+    def sample(self, draws: Draws) -> Jitter:
+        config = self.config
+        jittered = choose(draws, "jitter", (config.jitter, config.jitter))
+        numbers = draws.uniform("jitter amounts", 4).unbind(dim=-1)
+        ranges = [(max(0.0, 1 - x), 1.0, 1 + x) for x in (config.brightness, config.contrast, config.saturation)]
+        ranges.append((-config.hue, 0.0, config.hue))
+        amounts = (
+            torch.where(jittered, low + (high - low) * number, neutral).to(torch.float32) if high > neutral else None
+            for number, (low, neutral, high) in zip(numbers, ranges, strict=True)
+        )
+        order = draws.uniform("jitter order", 4)
+        return Jitter((order[..., None] > order[..., None, :]).sum(dim=-1), *amounts)
+
+    def apply(self, planes: Planes, params: Jitter) -> Planes:
+        return colour_jitter(planes, *(None if value is None else flatten_views(value) for value in params))
+
+
+class Grayscale(Operation):
+    """Parameters: bool [B, 2], which views lose their colours."""
+
+    name = "gray"
+
+    @property
+    def active(self) -> bool:
+        return self.config.gray > 0
+
+    def sample(self, draws: Draws) -> Tensor:
+        return choose(draws, "gray", (self.config.gray, self.config.gray))
+
+    def apply(self, planes: Planes, chosen: Tensor) -> Planes:
+        gray, chosen = rgb_to_grayscale(planes), flatten_views(chosen)
+        return tuple(torch.where(chosen, gray, plane) for plane in planes)
+
+
+class Solarize(Operation):
+    """Parameters: bool [B, 2], which views are solarized."""
+
+    name = "solarize"
+
+    @property
+    def active(self) -> bool:
+        return max(self.config.solarize) > 0
+
+    def sample(self, draws: Draws) -> Tensor:
+        return choose(draws, "solarize", self.config.solarize)
+
+    def apply(self, planes: Planes, chosen: Tensor) -> Planes:
+        return solarize(planes, flatten_views(chosen))
 
 
 def rgb_to_grayscale(planes: Planes) -> Tensor:
@@ -115,42 +186,3 @@ def colour_jitter(
 def solarize(planes: Planes, chosen: Tensor) -> Planes:
     """Invert what is at least 128/255 in the images where ``chosen`` (bool [N, 1, 1])."""
     return tuple(torch.where(chosen & (plane >= _SOLARIZE_THRESHOLD), 1 - plane, plane) for plane in planes)
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> Tensor:
-    """Blur with a kernel of about a tenth of the side (23 pixels at 224, 3 at 32), the borders reflected.
-
-    Args:
-        images: float32 [N, C, S, S].
-        sigma: [N] in pixels; images with 0 stay as they are.
-        largest: that sigma may be. The kernel is no wider than four of it to each side: all but 6e-5 of its weight.
-
-    Returns:
-        float32 [N, C, S, S].
-    """
-    side = images.shape[-1]
-    radius = min(max(1, math.ceil(min(side // 20, 4 * largest))), side - 1)
-    offset = torch.arange(-radius, radius + 1, device=images.device)
-    # Of a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
-    kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)
-    for axis in (3, 2):
-        left, right = images.narrow(axis, 1, radius), images.narrow(axis, side - 1 - radius, radius)
-        images = _convolve(torch.cat([left.flip(axis), images, right.flip(axis)], dim=axis), kernel, axis)
-    return images
-
-
-def _convolve(images: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Filter [N, C, H, W] along an axis, without padding, with a symmetric kernel [N, K], K odd, for every image."""
-    count, taps = kernel.shape
-    if torch.compiler.is_compiling():  # fused into one pass over the pixels; without a compiler this takes K passes
-        length = images.shape[axis] - taps + 1
-        shifted = [images.narrow(axis, k, length) for k in range(taps)]
-        weights, middle = kernel[:, :, None, None, None].unbind(dim=1), taps // 2
-        # Taps at the same distance share a weight, and a multiplication.
-        pairs = (weights[k] * (shifted[k] + shifted[-1 - k]) for k in range(middle))
-        return functools.reduce(torch.add, pairs, weights[middle] * shifted[middle])
-    channels = images.shape[1]
-    shape = (1, taps) if axis == 3 else (taps, 1)
-    kernel = kernel[:, None].expand(-1, channels, -1).reshape(count * channels, 1, *shape)
-    filtered = functional.conv2d(images.flatten(0, 1)[None], kernel, groups=count * channels)
-    return filtered.reshape(count, channels, *filtered.shape[2:])

@@ -96,7 +96,7 @@ class _Crops(_Batches):
 
     def _draw(self, epoch: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
         size = torch.from_numpy(self._reader.sizes[index])
-        crop = self._augment.sample_params(self._seed, epoch, torch.from_numpy(index), size).crop
+        crop = self._augment.sample_crops(self._seed, epoch, torch.from_numpy(index), size)
         boxes = pixel_boxes(crop, size).tolist()
         side = [self._side, self._side]
         pixels = torch.empty((len(index), 2, *side, 3), dtype=torch.uint8)

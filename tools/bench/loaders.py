@@ -22,7 +22,6 @@ from pipelines.batch import Batch, Loader
 from pipelines.config import DataConfig
 from pipelines.formats.packed import Packed
 from pipelines.loading.build import build_loader
-from pipelines.loading.threads import single_thread
 from tools.bench import peers
 from tools.bench.images import Photographs, Pixels
 from tools.bench.setting import Epoch, Setting
@@ -129,12 +128,11 @@ def _ours_augmented(kind: str) -> Callable[[Setting], Epoch]:
 
     def build(setting: Setting) -> Epoch:
         loader, augment = _open(setting, kind), Augment(setting.recipe, setting.data.image_size)
-        apply = torch.compile(augment.apply, fullgraph=True, dynamic=False)
+        views = torch.compile(augment.views, fullgraph=True, dynamic=False)
 
         def work(batch: Batch) -> None:
-            with single_thread():
-                params = augment.sample_params(0, loader.state_dict()["epoch"], batch.index, batch.size)
-            apply(batch.pixels, params)
+            epoch = torch.tensor(loader.state_dict()["epoch"])  # an integer would be compiled in, once per epoch
+            views(batch.pixels, batch.size, batch.index, 0, epoch)
 
         return _epochs_of(loader, work)
 

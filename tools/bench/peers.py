@@ -43,8 +43,8 @@ def bare_dali(setting: Setting) -> Epoch:
     reader = open_reader(setting.images.dali, "train")
     index = np.random.default_rng(0).permutation(len(reader.labels))
     size = torch.from_numpy(reader.sizes[index])
-    params = Augment(setting.recipe, data.image_size).sample_params(0, 0, torch.from_numpy(index), size)
-    boxes = pixel_boxes(params.crop, size).int().numpy()
+    crop = Augment(setting.recipe, data.image_size).sample_crops(0, 0, torch.from_numpy(index), size)
+    boxes = pixel_boxes(crop, size).int().numpy()
     batches = []
     for start in range(0, len(index), data.batch_size):
         part = slice(start, start + data.batch_size)

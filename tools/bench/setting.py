@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.config import AugmentConfig, DataConfig
+from pipelines.config import SMALL_IMAGE, AugmentConfig, DataConfig
 from tools.bench.images import Photographs, Pixels
 
 __all__ = ["Epoch", "Setting"]
@@ -21,4 +21,4 @@ class Setting:
     @property
     def recipe(self) -> AugmentConfig:
         """BYOL's (arXiv 2006.07733, appendix B)."""
-        return AugmentConfig(blur=(0.0, 0.0) if self.data.image_size < 64 else (1.0, 0.1))
+        return AugmentConfig(blur=(0.0, 0.0) if self.data.image_size <= SMALL_IMAGE else (1.0, 0.1))

@@ -281,8 +281,8 @@ class Throughput:
 
         def milliseconds(**changes: object) -> float:
             augment = Augment(dataclasses.replace(self.config.augment, **changes), image_size)
-            params = augment.sample_params(seed, 0, batch.index, batch.size)
-            return self._alone(lambda: augment.apply(batch.pixels, params), batch).milliseconds
+            arguments = (batch.pixels, batch.size, batch.index, seed, 0)
+            return self._alone(lambda: augment.views(*arguments), batch).milliseconds
 
         whole = milliseconds()
         costs = {f"augment.{key}": 1 - milliseconds(**{key: value}) / whole for key, value in off.items()}

@@ -25,7 +25,7 @@ def make_views(augment: Augment, seed: int) -> MakeViews:
     """The function that gives the step the two views that ``augment`` draws."""
 
     def make(pixels: Tensor, size: Tensor, index: Tensor, epoch: Tensor) -> Tensor:
-        return augment.apply(pixels, augment.sample_params(seed, epoch, index, size))
+        return augment.views(pixels, size, index, seed, epoch)
 
     return make
 

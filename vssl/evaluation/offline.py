@@ -145,8 +145,7 @@ class OfflineEvaluation:
         augment, results = self.model.augment, []
         with self._loader(self.packed, "val") as loader:
             for batch in loader:
-                params = augment.sample_params(0, 0, batch.index, batch.size)
-                results.append(compute(augment.apply(batch.pixels, params)))
+                results.append(compute(augment.views(batch.pixels, batch.size, batch.index, seed=0, epoch=0)))
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
     def _loader(self, packed: Packed, split: str) -> contextlib.closing[Loader]:

@@ -122,8 +122,8 @@ class DaliLoader(BaseLoader):
         if not self._crops:
             return [self._sizes(index)] if self._shrinks else []
         size = torch.from_numpy(self._reader.sizes[index])
-        params = self._augment.sample_params(self.sampler.seed, self.sampler.epoch, torch.from_numpy(index), size)
-        boxes = pixel_boxes(params.crop, size).int()
+        crop = self._augment.sample_crops(self.sampler.seed, self.sampler.epoch, torch.from_numpy(index), size)
+        boxes = pixel_boxes(crop, size).int()
         return [part.contiguous().numpy() for view in (0, 1) for part in boxes[:, view].split(2, dim=1)]
 
     def _sizes(self, index: np.ndarray) -> np.ndarray:

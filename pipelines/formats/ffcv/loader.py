@@ -84,7 +84,7 @@ class FfcvLoader(BaseLoader):
         size = torch.from_numpy(self._reader.sizes[index])
         if self._crops:
             seed, epoch = self.sampler.seed, self.sampler.epoch
-            crop = self._augment.sample_params(seed, epoch, torch.from_numpy(index), size).crop
+            crop = self._augment.sample_crops(seed, epoch, torch.from_numpy(index), size)
             target, spare = np.full((len(index), 2, 2), self._data.image_size), _SPARE
         else:
             crop = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(index), 1, 4)

@@ -1,0 +1,98 @@
+"""Gaussian blur of whole batches, with a sigma of its own for every image."""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.augment.operation import Operation, Planes, choose
+from pipelines.rng import Draws
+
+__all__ = ["GaussianBlur", "gaussian_blur", "most_chosen"]
+
+
+class GaussianBlur(Operation):
+    """Parameters: float32 [B, 2], sigma in pixels of the view; 0 for views that stay sharp."""
+
+    name = "blur"
+
+    @property
+    def active(self) -> bool:
+        return max(self.config.blur) > 0
+
+    def sample(self, draws: Draws) -> Tensor:
+        low, high = self.config.blur_sigma
+        sigma = low + (high - low) * draws.uniform("blur sigma").squeeze(-1)
+        return torch.where(choose(draws, "blur", self.config.blur), sigma, 0.0).to(torch.float32)
+
+    def apply(self, planes: Planes, sigma: Tensor) -> Planes:
+        views = zip(torch.stack(planes, dim=1).chunk(2), sigma.unbind(dim=1), self.config.blur, strict=True)
+        return torch.cat([self._blur_view(*view) for view in views]).unbind(dim=1)
+
+    def _blur_view(self, images: Tensor, sigma: Tensor, probability: float) -> Tensor:
+        """Blur those of images [B, 3, S, S] whose sigma [B] is not 0.
+
+        Only ``most_chosen`` images pass through the filter, those of the largest sigma. If ever more were chosen, the
+        others would stay sharp.
+        """
+        if probability == 0:
+            return images
+        count, largest = most_chosen(len(images), probability), self.config.blur_sigma[1]
+        if count == len(images):
+            return gaussian_blur(images, sigma, largest)
+        order = sigma.argsort(descending=True)
+        place, chosen = order.argsort(), order[:count]
+        blurred = gaussian_blur(images[chosen], sigma[chosen], largest)
+        return torch.where((place < count)[:, None, None, None], blurred[place.clamp(max=count - 1)], images)
+
+
+def most_chosen(count: int, probability: float) -> int:
+    """An upper bound on how many of ``count`` images an independent choice of this probability picks.
+
+    The number picked is above it with a probability of less than 1e-12, by Bernstein's inequality:
+    P(X >= mean + t) <= exp(-t^2 / (2 variance + 2 t / 3)).
+    """
+    bound = math.log(1e12)
+    excess = bound / 3 + math.sqrt(bound**2 / 9 + 2 * bound * count * probability * (1 - probability))
+    return min(count, math.ceil(count * probability + excess))
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> Tensor:
+    """Blur with a kernel of about a tenth of the side (23 pixels at 224, 3 at 32), the borders reflected.
+
+    Args:
+        images: float32 [N, C, S, S].
+        sigma: [N] in pixels; images with 0 stay as they are.
+        largest: that sigma may be. The kernel is no wider than four of it to each side: all but 6e-5 of its weight.
+
+    Returns:
+        float32 [N, C, S, S].
+    """
+    side = images.shape[-1]
+    radius = min(max(1, math.ceil(min(side // 20, 4 * largest))), side - 1)
+    offset = torch.arange(-radius, radius + 1, device=images.device)
+    # Of a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
+    kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)
+    for axis in (3, 2):
+        left, right = images.narrow(axis, 1, radius), images.narrow(axis, side - 1 - radius, radius)
+        images = _convolve(torch.cat([left.flip(axis), images, right.flip(axis)], dim=axis), kernel, axis)
+    return images
+
+
+def _convolve(images: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Filter [N, C, H, W] along an axis, without padding, with a symmetric kernel [N, K], K odd, for every image."""
+    count, taps = kernel.shape
+    if torch.compiler.is_compiling():  # fused into one pass over the pixels; without a compiler this takes K passes
+        length = images.shape[axis] - taps + 1
+        shifted = [images.narrow(axis, k, length) for k in range(taps)]
+        weights, middle = kernel[:, :, None, None, None].unbind(dim=1), taps // 2
+        # Taps at the same distance share a weight, and a multiplication.
+        pairs = (weights[k] * (shifted[k] + shifted[-1 - k]) for k in range(middle))
+        return functools.reduce(torch.add, pairs, weights[middle] * shifted[middle])
+    channels = images.shape[1]
+    shape = (1, taps) if axis == 3 else (taps, 1)
+    kernel = kernel[:, None].expand(-1, channels, -1).reshape(count * channels, 1, *shape)
+    filtered = functional.conv2d(images.flatten(0, 1)[None], kernel, groups=count * channels)
+    return filtered.reshape(count, channels, *filtered.shape[2:])
