@@ -76,6 +76,7 @@ def test_finished_runs_are_kept_and_those_of_another_config_refused(compare, tmp
     [
         (["--arm", "objective.name=byol"], "--arm 'objective.name=byol' must have the form 'NAME key=value ...'"),
         (["--arm", "a", "--arm", "a train.seed=1"], "every --arm needs a name of its own"),
+        (["--arm", "a", "--json", "README.md/m.json"], "cannot write README.md/m.json: Not a directory"),
         (["--arm", "a", "--arm", "b objective.nome=byol"], "unknown config key 'objective.nome'"),
     ],
 )

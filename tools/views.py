@@ -7,7 +7,6 @@ Example:
 
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -20,10 +19,12 @@ from torch import Tensor
 
 from pipelines.augment.views import Augment
 from pipelines.config import AugmentConfig
-from pipelines.errors import UserError, run_command
+from pipelines.errors import run_command
+from pipelines.files import check_writable, write_atomically
 from pipelines.formats.packed import open_packed
 from pipelines.formats.readers import open_reader
 from pipelines.loading.build import build_loader
+from tools.command import add_config, whole
 from vssl.config import load_config
 
 _CELL = 96  # least side of a view on the sheet, in pixels
@@ -32,6 +33,7 @@ _GAP = 4  # between cells; four times as much between epochs
 
 def main() -> None:
     arguments = _parse()
+    check_writable(arguments.out)
     config = load_config(arguments.config, arguments.overrides)
     packed = open_packed(Path(config.data.dir))
     count = min(arguments.images, packed.splits["train"].count)
@@ -52,25 +54,18 @@ def main() -> None:
     reader = open_reader(packed, "train")
     rows = [(reader.image(index), views[index]) for index in sorted(views)]
     reader.close()
-    save(draw_sheet(rows, data.image_size), arguments.out)
+    sheet = draw_sheet(rows, data.image_size)
+    write_atomically(arguments.out, lambda temporary: sheet.save(temporary, "PNG"))
     print(f"{arguments.out}: {len(rows)} images, two views of each in {arguments.epochs} epochs")
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", required=True, type=Path, metavar="FILE.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, dotted keys")
+    add_config(parser, "augment.gray=0.5")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.png")
-    parser.add_argument("--images", type=_positive, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--epochs", type=_positive, default=4, metavar="N", help="default: 4")
+    parser.add_argument("--images", type=whole(1), default=8, metavar="N", help="default: 8")
+    parser.add_argument("--epochs", type=whole(1), default=4, metavar="N", help="default: 4")
     return parser.parse_intermixed_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def to_pixels(views: Tensor, config: AugmentConfig) -> Tensor:
@@ -102,19 +97,6 @@ def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
     scale = cell / max(image.size)
     size = tuple(max(1, round(length * scale)) for length in image.size)
     return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
-
-
-def save(sheet: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            sheet.save(file, "PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

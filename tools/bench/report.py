@@ -1,11 +1,10 @@
-"""What the figures say: the bottleneck, what would move it, a table and a chart."""
+"""What the figures say: the bottleneck, what would move it, a table."""
 
 import os
-from pathlib import Path
 
 from vssl.config import Config
 
-__all__ = ["advise", "draw", "name_bottleneck", "summarise"]
+__all__ = ["advise", "name_bottleneck", "summarise"]
 
 _RESTLESS = 1.5  # fastest over slowest block: a quiet machine stays well below
 
@@ -85,31 +84,3 @@ def summarise(report: dict) -> str:
     if restless:
         lines.append(f"the blocks of {', '.join(restless)} differ much: something else keeps this machine busy")
     return "\n".join([*lines, report["advice"]])
-
-
-def draw(report: dict, path: Path) -> None:
-    """A bar for each stage with its spread, a line for each floor, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    stages = report["stages"]
-    figure, axis = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    medians = [stage["images_per_second"] for stage in stages.values()]
-    spread = [
-        [stage["images_per_second"] - stage["low"] for stage in stages.values()],
-        [stage["high"] - stage["images_per_second"] for stage in stages.values()],
-    ]
-    colours = ["tab:red" if name == report["bottleneck"] else "tab:blue" for name in stages]
-    bars = axis.barh(list(stages), medians, xerr=spread, color=colours)
-    axis.bar_label(bars, [f" {median:,.0f}" for median in medians])
-    for number, (name, value) in enumerate(report["floors"].items()):
-        axis.axvline(value, color=f"C{number + 1}", linestyle="--", label=f"floor: {name} {value:,.0f}")
-    axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="source images per second", title=report["advice"])
-    axis.title.set_fontsize(8)
-    axis.margins(x=0.15)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)

@@ -26,7 +26,6 @@ from tools.bench.floors import copy_bandwidth, count_flops, matrix_rate, memory_
 from tools.bench.report import advise, name_bottleneck
 from tools.bench.timing import Rate, Timer, replayable
 from vssl.config import Config, to_dict
-from vssl.engine.environment import describe_environment
 from vssl.engine.precision import resolve_amp, resolve_device
 from vssl.engine.step import TrainStep
 from vssl.engine.trainer import build_step, prepare_step
@@ -93,7 +92,6 @@ class Throughput:
         ceilings = floors | {"load": floors.get("decode"), "step": floors["arithmetic"]}
         ceilings["end_to_end"] = min(floors.values())
         return {
-            "environment": describe_environment(self.device, world_size=1),
             "config": to_dict(self.config),
             "stages": {name: _as_stage(rate, ceilings.get(name)) for name, rate in stages.items()},
             "bottleneck": bottleneck,

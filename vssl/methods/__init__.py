@@ -14,7 +14,9 @@ from vssl.methods.byol import BYOL
 from vssl.methods.moco_v3 import MoCoV3
 from vssl.methods.vssl import VSSL
 
-__all__ = ["BYOL", "VSSL", "MoCoV3", "ObjectiveConfig", "build_objective"]
+__all__ = ["BYOL", "COMPARED", "VSSL", "MoCoV3", "ObjectiveConfig", "build_objective"]
+
+COMPARED = ("vssl", "byol", "moco_v3")  # whom VSSL's claim is about
 
 
 @dataclass(frozen=True)
