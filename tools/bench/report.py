@@ -10,7 +10,7 @@ _RESTLESS = 1.5  # fastest over slowest block: a quiet machine stays well below
 
 
 def name_bottleneck(times: dict[str, float]) -> str:
-    """The stage that a run waits for, from the time a batch that each takes alone.
+    """The stage that a run waits for, from the time per batch that each takes alone.
 
     Loading works beside the step: the slower of the two is the bottleneck. Of loading it is decoding or copying if that
     takes more than half of the time; of the step it is augmentation if that takes longer than the network.
@@ -62,19 +62,21 @@ def advise(
 
 def summarise(report: dict) -> str:
     """A table of the stages, the split of the step, and the verdict."""
-    lines = [f"{'stage':<11} {'images/s':>10} {'low - high':>20} {'ms a batch':>11} {'cores':>6} {'of the floor':>12}"]
+    lines = [
+        f"{'stage':<11} {'images/s':>10} {'low - high':>20} {'ms per batch':>12} {'cores':>6} {'of the floor':>12}"
+    ]
     for name, stage in report["stages"].items():
         spread = f"{stage['low']:,.0f} - {stage['high']:,.0f}"
         share = f"{stage['floor_fraction']:.1%}" if "floor_fraction" in stage else ""
         lines.append(
-            f"{name:<11} {stage['images_per_second']:>10,.0f} {spread:>20} {stage['milliseconds']:>11.2f} "
+            f"{name:<11} {stage['images_per_second']:>10,.0f} {spread:>20} {stage['milliseconds']:>12.2f} "
             f"{stage['cpu_cores']:>6.1f} {share:>12}"
         )
     split, peak = report["step_milliseconds"], report["hardware"]["matrix_flops"]
     lines += [
         "step: " + ", ".join(f"{name} {value:.2f}" for name, value in split.items()) + " ms",
         "floors: " + ", ".join(f"{name} {value:,.0f}" for name, value in report["floors"].items()) + " images/s",
-        f"{report['flops_per_image'] / 1e9:.3g} GFLOP an image; the step does {report['model_flop_utilisation']:.1%} "
+        f"{report['flops_per_image'] / 1e9:.3g} GFLOP per image; the step does {report['model_flop_utilisation']:.1%} "
         f"of the matrix product's {peak / 1e12:,.3g} TFLOP/s",
         "memory: " + ", ".join(f"{name[:-6]} {value / 2**30:.2f} GiB" for name, value in report["memory"].items()),
         f"end to end: {report['floor_fraction']:.1%} of the slowest floor, {report['ceiling_fraction']:.1%} of the "

@@ -43,7 +43,7 @@ class Throughput:
 
     Args:
         config: as loaded; ``null`` values are resolved here.
-        repeats: blocks a stage, of which the median counts.
+        repeats: blocks per stage, of which the median counts.
         seconds: that a block lasts; at least one batch.
 
     Attributes:
@@ -233,7 +233,7 @@ class Throughput:
         return hardware, floors
 
     def _split(self, batch: Batch) -> dict[str, float]:
-        """Milliseconds a batch of the parts of the step behind the augmentation, each measured alone.
+        """Milliseconds per batch of the parts of the step behind the augmentation, each measured alone.
 
         ``network`` is teacher, student, objective and backward together; ``backward`` what the first two leave of it.
         """
