@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Every measurement that wants a GPU: one step after another, each in under nine minutes, into results/gpu/STEP.json.
 
-A step whose file is there already is passed over, so that a session that was cut off goes on where it was; delete the
-file to measure again. A training that ran out of time continues in the next session.
+A step whose file is there already is passed over, so that a call that was cut off goes on where it was; delete the
+file to measure again. A training that ran out of time continues at the next call.
 
 Data sets, packed beforehand, come from the environment: C10 (default data/cifar10-resident), IN100
 (data/in100-ffcv), IN100_DALI (data/in100-dali).
