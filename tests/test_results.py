@@ -65,6 +65,15 @@ def test_links_and_names_of_untracked_files_count(checkout):
     assert first != read_commit(checkout).dirty is not None
 
 
+def test_untracked_data_is_not_read_whole(checkout):
+    digests = []
+    for size in (2**40, 2**41):  # sparse, and far too large to read
+        with open(checkout / "data.beton", "wb") as file:
+            file.truncate(size)
+        digests.append(read_commit(checkout).dirty)
+    assert None not in digests and digests[0] != digests[1]
+
+
 def test_results_docs_and_what_git_ignores_do_not_make_it_dirty(checkout):
     for name in ("results/old.json", "results/new.json", "docs/page.md", "docs/new.png", "ignored"):
         (checkout / name).write_text("changed")

@@ -13,6 +13,7 @@ import torch
 __all__ = ["CHECKOUT", "Commit", "describe_environment", "read_commit"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]  # of this program
+_LARGEST_SOURCE = 2**16  # bytes
 
 _PACKAGES = ("torch", "torchvision", "numpy", "ffcv", "nvidia-dali-cuda130", "triton", "pillow")
 
@@ -36,7 +37,8 @@ def read_commit(root: Path = CHECKOUT) -> Commit:
     """The commit of the git checkout at ``root``, and a digest of its uncommitted changes.
 
     The digest is that of ``git diff HEAD`` followed by the names and contents of the untracked files that git does not
-    ignore. ``results/`` and ``docs/`` do not count: no program runs them, and measuring writes there.
+    ignore; of those over 64 KiB, which are data and no source, the size instead of the content. ``results/`` and
+    ``docs/`` do not count: no program runs them, and measuring writes there.
     """
 
     def git(*words: str) -> bytes:
@@ -60,10 +62,13 @@ def read_commit(root: Path = CHECKOUT) -> Commit:
 
 
 def _content(path: Path) -> bytes:
-    """Of a file; of a link, where it points; of anything else nothing."""
+    """What stands for an untracked path in the digest: of a link, where it points."""
     if path.is_symlink():
         return os.fsencode(path.readlink())
-    return path.read_bytes() if path.is_file() else b""
+    if not path.is_file():
+        return b""
+    size = path.stat().st_size
+    return path.read_bytes() if size <= _LARGEST_SOURCE else str(size).encode()
 
 
 def describe_environment(device: torch.device, world_size: int) -> dict:
