@@ -21,10 +21,10 @@ test: lint ## lint, then all tests (those for a GPU skip themselves without one)
 	$(python) -m pytest -m "not ddp" --numprocesses auto --maxprocesses 4
 
 soak: $(ready) ## kill runs, damage data and configs, run many epochs: one table, in under 20 minutes on two cores
-	$(python) tools/soak.py
+	$(python) tests/soak.py
 
 gpu: $(ready) ## every measurement that wants a GPU; STEPS="..." picks some, SMOKE=1 tries all in small on a CPU
-	$(python) tools/gpu.py $(if $(SMOKE),--smoke) $(STEPS)
+	$(python) tools/gpu.py $(if $(SMOKE),--smoke) $(if $(ALLOW_DIRTY),--allow-dirty) $(STEPS)
 
 lint: $(ready) ## ruff: errors and formatting
 	$(python) -m ruff check .

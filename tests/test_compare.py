@@ -84,6 +84,8 @@ def test_our_augmented_candidates_finish_an_epoch(photographs, tmp_path):
         (["--packed", "configs", "--only", "vssl ffcv"], "'vssl ffcv' reads --source, not --packed"),
         (["--packed", "configs"], "configs"),
         (["--source", "configs"], "configs: no .jpg or .jpeg files there"),
+        (["--source", "configs", "--json", "docs"], "cannot write docs: it is a directory"),
+        (["--source", "configs", "--plot", "README.md/p.png"], "cannot write README.md/p.png: Not a directory"),
         (["--source", "configs", "--only", "mine"], "no loader 'mine'; there are vssl ffcv; vssl dali"),
     ],
 )

@@ -35,7 +35,7 @@ def compare(digits, tmp_path):
 
 
 def test_arms_share_all_but_their_own_keys_and_are_averaged_over_the_seeds(compare, tmp_path):
-    arms = ("--arm", "cosine objective.name=vssl", "--arm", "byol objective.name=byol", "--seeds", 0, 1)
+    arms = ("--arm", "cosine method.name=vssl", "--arm", "byol method.name=byol", "--seeds", 0, 1)
     files = ("--json", tmp_path / "m.json", "--plot", tmp_path / "m.png", "--repeats", 2, "--seconds", 0.05)
     done = compare(*arms, *files)
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_arms_share_all_but_their_own_keys_and_are_averaged_over_the_seeds(compa
         assert pace["memory"]["host_bytes"] > 1e8
         assert ("logvar_student" in arm["runs"][0]) == (name == "cosine")
     first, second = (arm["config"] for arm in report["arms"].values())
-    first["objective"]["name"] = "byol"
+    first["method"]["name"] = "byol"
     assert first == second
     assert Image.open(tmp_path / "m.png").width > 500
 
@@ -74,9 +74,10 @@ def test_finished_runs_are_kept_and_those_of_another_config_refused(compare, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arm", "objective.name=byol"], "--arm 'objective.name=byol' must have the form 'NAME key=value ...'"),
+        (["--arm", "method.name=byol"], "--arm 'method.name=byol' must have the form 'NAME key=value ...'"),
         (["--arm", "a", "--arm", "a train.seed=1"], "every --arm needs a name of its own"),
-        (["--arm", "a", "--arm", "b objective.nome=byol"], "unknown config key 'objective.nome'"),
+        (["--arm", "a", "--json", "README.md/m.json"], "cannot write README.md/m.json: Not a directory"),
+        (["--arm", "a", "--arm", "b method.nome=byol"], "unknown config key 'method.nome'"),
     ],
 )
 def test_a_mistake_costs_no_training(compare, tmp_path, arguments, message):

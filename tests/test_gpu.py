@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from vssl.methods import COMPARED
+
 
 def run(*arguments):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
@@ -22,5 +24,5 @@ def test_a_step_that_does_not_exist_is_named_with_those_that_do():
     done = run("throughput-cifar11")
     assert done.returncode == 2
     assert done.stderr.startswith("error: no step 'throughput-cifar11'")
-    for step in ("tests", "throughput-cifar10", "step-224", "train-vssl", "train-byol", "train-moco_v3"):
+    for step in ("tests", "throughput-cifar10", "step-224", *(f"train-{method}" for method in COMPARED)):
         assert step in done.stderr

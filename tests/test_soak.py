@@ -1,16 +1,53 @@
-"""The soak's short version: a few of each. ``make soak`` does all."""
+"""The soak's short version, a few of each (``make soak`` does all); and that what it is made of notices failures."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from children import in_child
+from mutation import mutate
+
+from pipelines.errors import UserError
 
 
 @pytest.mark.slow
 def test_soak_finds_no_failures():
-    command = [sys.executable, "tools/soak.py", "--kills=5", "--data=20", "--configs=16", "--epochs=6"]
+    command = [sys.executable, "tests/soak.py", "--kills=5", "--data=20", "--configs=16", "--epochs=6"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("0 failures\n")
     assert "1 ended with the same weights" in done.stdout and "0 changed unnoticed" in done.stdout
+
+
+def refuse():
+    raise UserError("two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("work", "answer"),
+    [
+        (lambda: "done", "done"),
+        (refuse, "refused: two lines"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), f"signal {int(signal.SIGSEGV)}"),
+    ],
+    ids=["done", "refused", "crashed"],
+)
+def test_a_childs_end_is_told(work, answer):
+    assert in_child(work) == answer
+
+
+def test_a_childs_exception_is_told_with_its_traceback():
+    assert in_child(lambda: 1 / 0).startswith("exception: Traceback") and "ZeroDivisionError" in in_child(lambda: 1 / 0)
+
+
+def test_a_child_is_killed_in_time():
+    assert in_child(lambda: time.sleep(600), kill_after=0.05) == "killed"
+
+
+def test_a_mutation_always_changes_something():
+    content, rng = bytes(100), random.Random(0)
+    assert all(mutate(content, rng) != content for _ in range(200))

@@ -106,11 +106,20 @@ def test_the_program_writes_every_figure(config, tmp_path):
     assert not (tmp_path / "run").exists()  # measuring is no run
 
 
-def test_a_mistake_is_one_line_and_exit_code_2():
-    command = [sys.executable, "tools/throughput.py", "-c", "configs/demo.yaml", "data.dir=/nonexistent"]
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.dir=/nonexistent", "/nonexistent"),
+        ("--json=docs", "cannot write docs: it is a directory"),
+        ("--plot=README.md/p.png", "cannot write README.md/p.png: Not a directory"),
+        ("--trace=README.md/t", "cannot write README.md/t: Not a directory"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(argument, message):
+    command = [sys.executable, "tools/throughput.py", "-c", "configs/demo.yaml", argument]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: /nonexistent")
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
 
 
@@ -183,7 +192,7 @@ def test_the_advice_names_a_key_that_exists(config, monkeypatch, bottleneck, dev
 
 
 def test_an_image_costs_about_eight_forwards(config):
-    throughput = Throughput(config("data.image_size=32", "objective.name=byol"), **QUICK)
+    throughput = Throughput(config("data.image_size=32", "method.name=byol"), **QUICK)
     batch = next(iter(throughput.loader))
     encoder = throughput.step.student.encoder
     views = throughput.step.views(batch.pixels, batch.size, batch.index)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vssl.engine.trainer import Trainer
 
-TOOLS = sorted(Path("tools").glob("*.py"))
+TOOLS = [path for path in sorted(Path("tools").glob("*.py")) if "__main__" in path.read_text()]
 
 
 def run(*command):
@@ -49,6 +49,12 @@ def test_curves_are_drawn(finished, tmp_path):
     [
         (["tools/export.py", "absent", "--out", "b"], "no checkpoint at absent"),
         (["tools/plot.py", "absent", "--out", "p.png"], "cannot read absent/metrics.jsonl"),
+        (["tools/plot.py", "absent", "--out", "README.md/p.png"], "cannot write README.md/p.png: Not a directory"),
+        (["tools/views.py", "-c", "absent.yaml", "--out", "docs"], "cannot write docs: it is a directory"),
+        (
+            ["tools/evaluate.py", "absent", "--protocol", "knn", "--json", "README.md/k.json"],
+            "cannot write README.md/k.json: Not a directory",
+        ),
         (["train.py", "-c", "absent.yaml"], "cannot read the config absent.yaml"),
         (["train.py", "-c", "configs/demo.yaml", "data.dir=absent"], "absent"),
     ],

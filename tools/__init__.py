@@ -1,1 +1,1 @@
-"""Programs; each is run as a file."""
+"""Programs, each run as a file, and what they share."""

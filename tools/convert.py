@@ -19,6 +19,7 @@ from pipelines.errors import run_command
 from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
 from pipelines.sources import SOURCES
+from tools.command import whole
 
 
 def main() -> None:
@@ -51,31 +52,20 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: data/<dataset>-<format>")
     parser.add_argument("--format", choices=FORMATS, default="ffcv", help="default: ffcv")
     parser.add_argument(
-        "--max-resolution", type=_whole(1, 65_500), metavar="N", help="scale images down to a longest side of N pixels"
+        "--max-resolution", type=whole(1, 65_500), metavar="N", help="scale images down to a longest side of N pixels"
     )
     parser.add_argument(
         "--quality",
-        type=_whole(1, 100),
+        type=whole(1, 100),
         metavar="Q",
         help="encode every image as a JPEG of quality Q (default: keep JPEG files as they are and images up to 64 x 64 "
         "without loss, encode others at 90)",
     )
-    parser.add_argument("--workers", type=_whole(0, 1024), default=0, metavar="N", help="processes; default: all cores")
+    parser.add_argument("--workers", type=whole(0, 1024), default=0, metavar="N", help="processes; default: all cores")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="of an unusable image")
     parser.add_argument("--force", action="store_true", help="replace a packed data set at --out")
     parser.add_argument("--verify", action="store_true", help="convert nothing; check the packed data set at --out")
     return parser.parse_args()
-
-
-def _whole(low: int, high: int):
-    def whole(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not in {low}..{high}")
-        return value
-
-    whole.__name__ = "whole number"  # argparse's message names it
-    return whole
 
 
 def _print_report(report: Report) -> None:

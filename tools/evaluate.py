@@ -13,39 +13,38 @@ Examples:
 """
 
 import argparse
-import json
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
-from pipelines.files import write_atomically
+from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
-from vssl.engine.environment import describe_environment
+from tools.command import whole
+from tools.results import add_json, add_plot, check_outputs, report_head
 from vssl.evaluation.offline import OfflineEvaluation
-from vssl.evaluation.uncertainty import plot_uncertainty
 from vssl.inference import load
 
 
 def main() -> None:
     arguments = _parse()
+    check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
     model = load(arguments.source, device=arguments.device, config=arguments.config)
     packed = open_packed(arguments.data or model.config.data.dir)
     evaluation = OfflineEvaluation(model, packed, arguments.batch_size)
+    head = report_head(model.device)
     if arguments.protocol == "uncertainty":
         report = evaluation.uncertainty(arguments.ood and open_packed(arguments.ood))
     else:
         report = getattr(evaluation, arguments.protocol)()
     _print(report)
     if arguments.json:
-        environment = describe_environment(model.device, world_size=1)
-        report = {"command": shlex.join(["python", *sys.argv]), "environment": environment, **report}
-        text = json.dumps(report, indent=2) + "\n"
-        write_atomically(arguments.json, lambda temporary: temporary.write_text(text))
+        write_json(arguments.json, {**head, **report})
     if arguments.plot:
-        plot_uncertainty(report, arguments.plot)
+        from tools.charts import draw_uncertainty, save_chart  # at use: nothing else here needs matplotlib
+
+        save_chart(draw_uncertainty(report), arguments.plot)
 
 
 def _parse() -> argparse.Namespace:
@@ -59,13 +58,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--protocol", required=True, choices=("knn", "linear", "uncertainty"))
     parser.add_argument("--data", type=Path, metavar="PACKED_DIR", help="default: the run's data.dir")
     parser.add_argument("--ood", type=Path, metavar="PACKED_DIR", help="uncertainty: foreign images to tell apart")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="uncertainty: draw it; default: FILE.png beside --json"
-    )
+    add_json(parser)
+    add_plot(parser, "uncertainty: draw it; default: FILE.png beside --json")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: the run's config.yaml")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images a forward pass; default: the run's")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="images per forward pass; default: the run's")
     arguments = parser.parse_args()
     if arguments.protocol != "uncertainty" and (arguments.ood or arguments.plot):
         parser.error("--ood and --plot belong to --protocol uncertainty")

@@ -7,33 +7,36 @@ Examples:
 """
 
 import argparse
-import json
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
-from pipelines.files import write_atomically
-from tools.bench.report import draw, summarise
+from pipelines.files import write_atomically, write_json
+from tools.bench.report import summarise
 from tools.bench.throughput import Throughput
-from vssl.config import load_config
+from tools.command import positive, whole
+from tools.results import add_json, add_plot, check_outputs, report_head
+from vssl.config import ConfigParser
+from vssl.engine.config import Config, load_config
 
 
 def main() -> None:
     arguments = _parse()
+    check_outputs(arguments.json, arguments.plot, arguments.trace, allow_dirty=arguments.allow_dirty)
     throughput = Throughput(
         load_config(arguments.config, arguments.overrides), repeats=arguments.repeats, seconds=arguments.seconds
     )
     try:
-        report = {"command": shlex.join(["python", *sys.argv]), **throughput.measure()}
+        report = {**report_head(throughput.device), **throughput.measure()}
         print(summarise(report))
         if arguments.json:
-            text = json.dumps(report, indent=2) + "\n"
-            write_atomically(arguments.json, lambda temporary: temporary.write_text(text))
+            write_json(arguments.json, report)
         if arguments.plot:
-            write_atomically(arguments.plot, lambda temporary: draw(report, temporary))
+            from tools.charts import draw_stages, save_chart  # at use: nothing else here needs matplotlib
+
+            save_chart(draw_stages(report), arguments.plot)
         if arguments.trace:
             write_atomically(arguments.trace, throughput.trace)
     finally:
@@ -41,28 +44,15 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 data.workers=8")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="write a bar chart")
+    parser = ConfigParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_json(parser)
+    add_plot(parser)
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace of five steps, for ui.perfetto.dev")
-    parser.add_argument("--repeats", type=_positive(int), default=5, metavar="N", help="blocks a stage; default: 5")
+    parser.add_argument("--repeats", type=whole(1), default=5, metavar="N", help="blocks per stage; default: 5")
     parser.add_argument(
-        "--seconds", type=_positive(float), default=1.0, metavar="S", help="a block lasts; at least a batch; default: 1"
+        "--seconds", type=positive, default=1.0, metavar="S", help="a block lasts; at least a batch; default: 1"
     )
-    return parser.parse_intermixed_args()
-
-
-def _positive(number: type):
-    def positive(text: str) -> float:
-        value = number(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
-        return value
-
-    positive.__name__ = "number"  # argparse's message names it
-    return positive
+    return parser.parse_config_args()
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ from torch import Tensor
 from pipelines.augment.views import Augment
 from pipelines.config import AugmentConfig
 from pipelines.errors import run_command
-from pipelines.files import write_atomically
+from pipelines.files import check_writable, write_atomically
 from pipelines.formats.packed import open_packed, open_reader
 from pipelines.loading.build import build_loader
-from vssl.config import load_config
+from tools.command import whole
+from vssl.config import ConfigParser
+from vssl.engine.config import Config, load_config
 
 _CELL = 96  # least side of a view on the sheet, in pixels
 _GAP = 4  # between cells; four times as much between epochs
@@ -31,6 +33,7 @@ _GAP = 4  # between cells; four times as much between epochs
 
 def main() -> None:
     arguments = _parse()
+    check_writable(arguments.out)
     config = load_config(arguments.config, arguments.overrides)
     packed = open_packed(Path(config.data.dir))
     count = min(arguments.images, packed.splits["train"].count)
@@ -51,25 +54,17 @@ def main() -> None:
     reader = open_reader(packed, "train")
     rows = [(reader.image(index), views[index]) for index in sorted(views)]
     reader.close()
-    save(draw_sheet(rows, data.image_size), arguments.out)
+    sheet = draw_sheet(rows, data.image_size)
+    write_atomically(arguments.out, lambda temporary: sheet.save(temporary, "PNG"))
     print(f"{arguments.out}: {len(rows)} images, two views of each in {arguments.epochs} epochs")
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", required=True, type=Path, metavar="FILE.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, dotted keys")
+    parser = ConfigParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.png")
-    parser.add_argument("--images", type=_positive, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--epochs", type=_positive, default=4, metavar="N", help="default: 4")
-    return parser.parse_intermixed_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    parser.add_argument("--images", type=whole(1), default=8, metavar="N", help="default: 8")
+    parser.add_argument("--epochs", type=whole(1), default=4, metavar="N", help="default: 4")
+    return parser.parse_config_args()
 
 
 def to_pixels(views: Tensor, config: AugmentConfig) -> Tensor:
@@ -101,11 +96,6 @@ def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
     scale = cell / max(image.size)
     size = tuple(max(1, round(length * scale)) for length in image.size)
     return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
-
-
-def save(sheet: Image.Image, path: Path) -> None:
-    """Write a PNG file, which appears whole or not at all."""
-    write_atomically(path, lambda temporary: sheet.save(temporary, "PNG"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,16 @@ import yaml
 from pipelines.errors import UserError
 from pipelines.options import bounds_of, check_value, help_of, option
 
-__all__ = ["ConfigParser", "explain", "from_dict", "read_config", "to_dict", "to_yaml", "variants"]
+__all__ = [
+    "ConfigParser",
+    "add_config_arguments",
+    "explain",
+    "from_dict",
+    "read_config",
+    "to_dict",
+    "to_yaml",
+    "variants",
+]
 
 Schema = TypeVar("Schema")
 
@@ -261,9 +270,7 @@ class ConfigParser(argparse.ArgumentParser):
     def __init__(self, schema: type, **options: Any) -> None:
         super().__init__(**options)
         self.schema = schema
-        self.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
-        self.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
-        self.add_argument("--help-config", action=_HelpConfig, nargs=0, help="explain every config key and stop")
+        add_config_arguments(self, schema)
 
     def parse_config_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         self._words = list(sys.argv[1:] if arguments is None else arguments)
@@ -281,7 +288,15 @@ class ConfigParser(argparse.ArgumentParser):
         super().error(message)
 
 
+def add_config_arguments(parser: argparse.ArgumentParser, schema: type) -> None:
+    """``-c FILE [key=value ...]`` and ``--help-config``."""
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
+    help = "explain every config key and stop"
+    parser.add_argument("--help-config", action=_HelpConfig, nargs=0, const=schema, help=help)
+
+
 class _HelpConfig(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(explain(parser.schema), end="")
+        print(explain(self.const), end="")
         parser.exit()

@@ -26,7 +26,12 @@ class BaseLoader(ABC):
         reader: gives them; the loader closes it.
         sampler: gives the order; its state moves when a batch is handed out.
         data, augment, device, train: as of ``build_loader``.
+
+    Attributes:
+        copies: whether pixels travel from the host's memory to a GPU's.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -55,6 +60,10 @@ class BaseLoader(ABC):
     @abstractmethod
     def _batches(self) -> Generator[Batch]:
         """A batch for each of ``sampler.remaining()``. Closed, it leaves no work of its own running."""
+
+    def denominators(self, index: np.ndarray) -> np.ndarray:
+        """int64 [B]: in the current epoch, sample ``index[i]`` is decoded at 1/denominator of its scale."""
+        return np.ones_like(index)
 
     def __len__(self) -> int:
         return len(self.sampler)

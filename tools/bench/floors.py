@@ -13,7 +13,7 @@ _BYTES = 2**28  # of the block that bandwidths are measured with: far more than 
 
 
 def count_flops(step: TrainStep, batch: Batch) -> float:
-    """Floating-point operations (a multiplication and an addition are two) an image of teacher, student and backward.
+    """Floating-point operations per image, of teacher, student and backward; a multiplication and an addition are two.
 
     Counted in the matrix products and convolutions of ``step.backward`` on a few images, without the augmentation's.
     The step must not be compiled yet.
@@ -27,7 +27,7 @@ def count_flops(step: TrainStep, batch: Batch) -> float:
 
 
 def matrix_rate(timer: Timer, dtype: torch.dtype) -> Rate:
-    """Operations a second of one large product of random square matrices."""
+    """Operations per second of one large product of random square matrices."""
     side = 8192 if timer.device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=timer.device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)

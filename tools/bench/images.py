@@ -15,7 +15,7 @@ __all__ = ["Photographs", "Pixels", "open_pixels", "prepare_photographs"]
 
 @dataclass(frozen=True)
 class Photographs:
-    files: list[Path]  # JPEG files, one an image
+    files: list[Path]  # JPEG files, one per image
     ffcv: Packed
     dali: Packed
 

@@ -5,6 +5,7 @@ BYOL's recipe, normalised; without blur below 64 pixels, as usual there. *whole*
 Photographs (--source) are decoded by all; small images (--packed) lie in memory as pixels for all.
 """
 
+import argparse
 import contextlib
 import ctypes
 import importlib.util
@@ -12,7 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -20,17 +21,21 @@ import torch
 from pipelines.augment.views import Augment
 from pipelines.batch import Batch, Loader
 from pipelines.config import DataConfig
+from pipelines.errors import UserError
+from pipelines.files import write_json
 from pipelines.formats.packed import Packed
 from pipelines.loading.build import build_loader
+from pipelines.loading.threads import worker_count
 from tools.bench import peers
-from tools.bench.images import Photographs, Pixels
+from tools.bench.images import Photographs, Pixels, open_pixels, prepare_photographs
 from tools.bench.setting import Epoch, Setting
 from tools.bench.timing import Rate, Timer
+from tools.results import check_outputs, report_head
 
-__all__ = ["CANDIDATES", "CPU", "Candidate", "draw", "measure", "ratios_of", "summarise"]
+__all__ = ["CANDIDATES", "Candidate", "compare_loaders"]
 
-CPU = torch.device("cpu")
-TASKS = {"crops": "two crops", "whole": "whole images", "views": "two augmented views"}
+_CPU = torch.device("cpu")
+TASKS = ("crops", "whole", "views")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,85 @@ class Candidate:
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
+def compare_loaders(arguments: argparse.Namespace) -> None:
+    """What ``tools/compare.py loaders`` does.
+
+    Raises:
+        UserError: no such loader or images; a file that cannot be written.
+    """
+    check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
+    names = choose(arguments.only, Pixels if arguments.packed else Photographs)
+    head = report_head(_CPU)
+    data = DataConfig(batch_size=arguments.batch_size, workers=arguments.workers)
+    data = replace(data, workers=worker_count(data), drop_last=False)
+    if arguments.packed:
+        images = open_pixels(arguments.packed, arguments.images or 10_000)
+        described = images.describe()
+    else:
+        longest = arguments.max_resolution or None
+        images = prepare_photographs(arguments.source, arguments.work, arguments.images or 1000, longest, data.workers)
+        described = {"max_resolution": longest, **images.describe()}
+    data = replace(data, image_size=arguments.image_size or (images.side if arguments.packed else 224))
+    rates = measure(images, data, names, arguments.repeats)
+    print(summarise(rates))
+    report = {
+        **head,
+        "environment": head["environment"] | {"lightly": _version("lightly")},
+        "images": described,
+        "loading": {key: getattr(data, key) for key in ("image_size", "batch_size", "workers", "prefetch")},
+        "loaders": {name: _describe(name, rate) for name, rate in rates.items()},
+        "ratios": {" / ".join(pair): ratio for pair, ratio in ratios_of(rates).items()},
+    }
+    if arguments.json:
+        write_json(arguments.json, report)
+    if arguments.plot:
+        from tools.charts import draw_loaders, save_chart  # at use: nothing else here needs matplotlib
+
+        save_chart(draw_loaders(report), arguments.plot)
+
+
+def choose(names: list[str] | None, kind: type) -> list[str]:
+    """Those named, or all that read such images, as far as they are installed; one line for each that is not.
+
+    Raises:
+        UserError: no such loader, or one that reads other images.
+    """
+    chosen = []
+    for name in names or [name for name, candidate in CANDIDATES.items() if kind in candidate.reads]:
+        if name not in CANDIDATES:
+            raise UserError(f"no loader {name!r}; there are {'; '.join(CANDIDATES)}")
+        candidate = CANDIDATES[name]
+        if kind not in candidate.reads:
+            raise UserError(f"{name!r} reads {' or '.join(map(_option, candidate.reads))}, not {_option(kind)}")
+        if candidate.installed():
+            chosen.append(name)
+        else:
+            print(f"left out: {name}; pip install -r requirements.txt -r requirements-compare.txt -c constraints.txt")
+    return chosen
+
+
+def _option(kind: type) -> str:
+    return {Photographs: "--source", Pixels: "--packed"}[kind]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _describe(name: str, rate: Rate) -> dict:
+    """Plain values for a report."""
+    return {
+        "task": CANDIDATES[name].task,
+        "images_per_second": rate.per_second,
+        "low": rate.low,
+        "high": rate.high,
+        "repeats": rate.repeats,
+    }
+
+
 def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], repeats: int) -> dict[str, Rate]:
     """Time epochs of the candidates named, task by task: one of each in turn, after one of each to warm up."""
     rates = {}
@@ -53,7 +137,7 @@ def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], re
         with contextlib.ExitStack() as closing:
             setting = Setting(images, data, closing)
             epochs = {name: CANDIDATES[name].build(setting) for name in names if CANDIDATES[name].task == task}
-            rates |= Timer(CPU, repeats, seconds=1e-9).rates(epochs)
+            rates |= Timer(_CPU, repeats, seconds=1e-9).rates(epochs)
     return rates
 
 
@@ -89,32 +173,6 @@ def ratios_of(rates: dict[str, Rate]) -> dict[tuple[str, str], float]:
     }
 
 
-def draw(rates: dict[str, Rate], title: str, path: Path) -> None:
-    """A bar for each loader with its spread, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    used = [task for task in TASKS if any(CANDIDATES[name].task == task for name in rates)]
-    groups = [{name: rate for name, rate in rates.items() if CANDIDATES[name].task == task} for task in used]
-    figure = pyplot.figure(figsize=(9, 1.5 + 0.4 * len(rates)), layout="constrained")
-    axes = figure.subplots(len(used), squeeze=False, height_ratios=list(map(len, groups)))[:, 0]
-    for axis, task, group in zip(axes, used, groups, strict=True):
-        medians = [rate.per_second for rate in group.values()]
-        spread = [[r.per_second - r.low for r in group.values()], [r.high - r.per_second for r in group.values()]]
-        colours = ["tab:blue" if name.startswith("vssl") else "tab:gray" for name in group]
-        bars = axis.barh(list(group), medians, xerr=spread, color=colours)
-        axis.bar_label(bars, [f" {median:,.0f}" for median in medians])
-        axis.invert_yaxis()
-        axis.margins(x=0.15)
-        axis.set_title(TASKS[task], loc="left", fontsize=10)
-    axes[-1].set_xlabel("source images per second")
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
-
-
 # Ours
 
 
@@ -146,7 +204,7 @@ def _open(setting: Setting, kind: str, **changes: Any) -> Loader:
     else:
         packed = images.dali if kind == "dali" else images.ffcv
     data = replace(setting.data, loader=kind, canvas=_longest(packed), **changes)
-    loader = build_loader(data, setting.recipe, packed, "train", train=True, seed=0, device=CPU)
+    loader = build_loader(data, setting.recipe, packed, "train", train=True, seed=0, device=_CPU)
     setting.closing.callback(loader.close)
     return loader
 

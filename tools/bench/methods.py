@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import multiprocessing
-import shlex
 import statistics
 import subprocess
 import sys
@@ -20,19 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.files import write_atomically
+from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
 from tools.bench.throughput import Throughput
-from vssl.config import Config, load_config, to_dict
-from vssl.engine.environment import describe_environment
+from tools.results import check_outputs, report_head
+from vssl.config import to_dict
+from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.precision import resolve_device
 from vssl.evaluation.offline import OfflineEvaluation
 from vssl.inference import load
-from vssl.recipes import resolve
+from vssl.methods import COMPARED
 
 __all__ = ["compare_methods"]
-
-METHODS = ("vssl", "byol", "moco_v3")
 
 # What a run is judged by, and what tells whether it is healthy.
 ACCURACIES = {"knn_top1": "kNN", "online_top1": "online", "linear_top1": "linear"}
@@ -78,27 +76,29 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     """What ``tools/compare.py methods`` does.
 
     Raises:
-        UserError: a wrong key or arm; a folder that holds another run; a training that failed.
+        UserError: a wrong key or arm; a folder that holds another run; a training that failed; a
+            file that cannot be written.
     """
-    arms = [parse_arm(text) for text in arguments.arm or (f"{name} objective.name={name}" for name in METHODS)]
+    check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
+    arms = [parse_arm(text) for text in arguments.arm or (f"{name} method.name={name}" for name in COMPARED)]
     if len({arm.name for arm in arms}) < len(arms):
         raise UserError("every --arm needs a name of its own")
     # All are read before any is trained: a wrong key should not cost hours.
     configs = {arm.name: resolve(load_config(arguments.config, [*arguments.overrides, *arm.overrides])) for arm in arms}
+    head = report_head(resolve_device(configs[arms[0].name].train.device))
     measured = [run_arm(arm, arguments.config, arguments.overrides, arguments.seeds, arguments.work) for arm in arms]
     paces = measure_pace(configs, arguments.repeats, arguments.seconds) if arguments.repeats else {}
     print(summarise(measured, paces))
-    first = configs[arms[0].name]
+    report = {
+        **head,
+        "arms": {m.arm.name: _describe(m, configs[m.arm.name], paces.get(m.arm.name)) for m in measured},
+    }
     if arguments.json:
-        report = {
-            "command": shlex.join(["python", *sys.argv]),
-            "environment": describe_environment(resolve_device(first.train.device), world_size=1),
-            "arms": {m.arm.name: _describe(m, configs[m.arm.name], paces.get(m.arm.name)) for m in measured},
-        }
-        write_atomically(arguments.json, lambda file: file.write_text(json.dumps(report, indent=2) + "\n"))
+        write_json(arguments.json, report)
     if arguments.plot:
-        title = f"{first.model.backbone}, {first.train.epochs} epochs, seeds {', '.join(map(str, arguments.seeds))}"
-        write_atomically(arguments.plot, lambda file: draw(measured, title, file))
+        from tools.charts import draw_methods, save_chart  # at use: nothing else here needs matplotlib
+
+        save_chart(draw_methods(report), arguments.plot)
 
 
 def _describe(measured: Measured, config: Config, pace: Pace | None) -> dict:
@@ -159,8 +159,7 @@ def _figures(directory: Path) -> dict:
     if not file.exists():
         model = load(directory)
         evaluation = OfflineEvaluation(model, open_packed(model.config.data.dir))
-        text = json.dumps([evaluation.knn(), evaluation.linear()], indent=2) + "\n"
-        write_atomically(file, lambda temporary: temporary.write_text(text))
+        write_json(file, [evaluation.knn(), evaluation.linear()])
     knn, linear = json.loads(file.read_text())
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     curve = {line["epoch"]: line["knn_top1"] for line in lines if "knn_top1" in line}
@@ -168,6 +167,7 @@ def _figures(directory: Path) -> dict:
     environment = json.loads((directory / "environment.json").read_text())
     return {
         "commit": environment["commit"],
+        "dirty": environment["dirty"],
         "hardware": environment["hardware"],
         "knn_curve": curve,
         "knn_top1": knn["top1"],
@@ -248,37 +248,3 @@ def _paired(first: Measured, other: Measured, key: str) -> tuple[float, float | 
     differences = [{key: run[key] - theirs[run["seed"]]} for run in first.runs]
     paired = Measured(first.arm, differences)
     return paired.mean(key), paired.standard_error(key)
-
-
-def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
-    """Accuracies with their standard errors and every seed, and kNN over the epochs, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(11, 4), layout="constrained")
-    bars, curves = figure.subplots(1, 2)
-    width = 0.8 / len(measured)
-    for place, m in enumerate(measured):
-        colour = f"C{place}"
-        for group, key in enumerate(ACCURACIES):
-            x = group + (place - (len(measured) - 1) / 2) * width
-            seeds = [100 * run[key] for run in m.runs if key in run]
-            if seeds:
-                error = m.standard_error(key)
-                bar = bars.bar(x, 100 * m.mean(key), 0.9 * width, yerr=error and 100 * error, color=colour, alpha=0.6)
-                bars.bar_label(bar, fmt="%.1f", fontsize=7, label_type="center")
-                bars.scatter([x] * len(seeds), seeds, s=8, color="black", zorder=3)
-        shared = [epoch for epoch in m.runs[0]["knn_curve"] if all(epoch in run["knn_curve"] for run in m.runs)]
-        means = [100 * statistics.fmean(run["knn_curve"][epoch] for run in m.runs) for epoch in shared]
-        curves.plot(shared, means, marker=".", color=colour, label=m.arm.name)
-    bars.set_xticks(range(len(ACCURACIES)), ACCURACIES.values())
-    lowest = min(100 * run[key] for m in measured for run in m.runs for key in ACCURACIES if key in run)
-    bars.set(ylabel="top-1, %", ylim=(max(0, lowest - 10), None))
-    curves.set(xlabel="epoch", ylabel="kNN top-1 during training, %")
-    curves.grid(alpha=0.3)
-    curves.legend()
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)

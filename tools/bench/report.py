@@ -1,17 +1,16 @@
-"""What the figures say: the bottleneck, what would move it, a table and a chart."""
+"""What the figures say: the bottleneck, what would move it, a table."""
 
 import os
-from pathlib import Path
 
-from vssl.config import Config
+from vssl.engine.config import Config
 
-__all__ = ["advise", "draw", "name_bottleneck", "summarise"]
+__all__ = ["advise", "name_bottleneck", "summarise"]
 
 _RESTLESS = 1.5  # fastest over slowest block: a quiet machine stays well below
 
 
 def name_bottleneck(times: dict[str, float]) -> str:
-    """The stage that a run waits for, from the time a batch that each takes alone.
+    """The stage that a run waits for, from the time per batch that each takes alone.
 
     Loading works beside the step: the slower of the two is the bottleneck. Of loading it is decoding or copying if that
     takes more than half of the time; of the step it is augmentation if that takes longer than the network.
@@ -63,19 +62,21 @@ def advise(
 
 def summarise(report: dict) -> str:
     """A table of the stages, the split of the step, and the verdict."""
-    lines = [f"{'stage':<11} {'images/s':>10} {'low - high':>20} {'ms a batch':>11} {'cores':>6} {'of the floor':>12}"]
+    lines = [
+        f"{'stage':<11} {'images/s':>10} {'low - high':>20} {'ms per batch':>12} {'cores':>6} {'of the floor':>12}"
+    ]
     for name, stage in report["stages"].items():
         spread = f"{stage['low']:,.0f} - {stage['high']:,.0f}"
         share = f"{stage['floor_fraction']:.1%}" if "floor_fraction" in stage else ""
         lines.append(
-            f"{name:<11} {stage['images_per_second']:>10,.0f} {spread:>20} {stage['milliseconds']:>11.2f} "
+            f"{name:<11} {stage['images_per_second']:>10,.0f} {spread:>20} {stage['milliseconds']:>12.2f} "
             f"{stage['cpu_cores']:>6.1f} {share:>12}"
         )
     split, peak = report["step_milliseconds"], report["hardware"]["matrix_flops"]
     lines += [
         "step: " + ", ".join(f"{name} {value:.2f}" for name, value in split.items()) + " ms",
         "floors: " + ", ".join(f"{name} {value:,.0f}" for name, value in report["floors"].items()) + " images/s",
-        f"{report['flops_per_image'] / 1e9:.3g} GFLOP an image; the step does {report['model_flop_utilisation']:.1%} "
+        f"{report['flops_per_image'] / 1e9:.3g} GFLOP per image; the step does {report['model_flop_utilisation']:.1%} "
         f"of the matrix product's {peak / 1e12:,.3g} TFLOP/s",
         "memory: " + ", ".join(f"{name[:-6]} {value / 2**30:.2f} GiB" for name, value in report["memory"].items()),
         f"end to end: {report['floor_fraction']:.1%} of the slowest floor, {report['ceiling_fraction']:.1%} of the "
@@ -85,31 +86,3 @@ def summarise(report: dict) -> str:
     if restless:
         lines.append(f"the blocks of {', '.join(restless)} differ much: something else keeps this machine busy")
     return "\n".join([*lines, report["advice"]])
-
-
-def draw(report: dict, path: Path) -> None:
-    """A bar for each stage with its spread, a line for each floor, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    stages = report["stages"]
-    figure, axis = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    medians = [stage["images_per_second"] for stage in stages.values()]
-    spread = [
-        [stage["images_per_second"] - stage["low"] for stage in stages.values()],
-        [stage["high"] - stage["images_per_second"] for stage in stages.values()],
-    ]
-    colours = ["tab:red" if name == report["bottleneck"] else "tab:blue" for name in stages]
-    bars = axis.barh(list(stages), medians, xerr=spread, color=colours)
-    axis.bar_label(bars, [f" {median:,.0f}" for median in medians])
-    for number, (name, value) in enumerate(report["floors"].items()):
-        axis.axvline(value, color=f"C{number + 1}", linestyle="--", label=f"floor: {name} {value:,.0f}")
-    axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="source images per second", title=report["advice"])
-    axis.title.set_fontsize(8)
-    axis.margins(x=0.15)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)

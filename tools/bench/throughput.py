@@ -1,6 +1,5 @@
 """The stages of a run, each measured alone and then all together."""
 
-import contextlib
 import dataclasses
 import itertools
 import resource
@@ -8,30 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipelines.augment.views import Augment
 from pipelines.batch import Batch
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
-from pipelines.formats.dali.loader import DaliLoader
-from pipelines.formats.ffcv.loader import FfcvLoader
 from pipelines.formats.ffcv.table import read_table
 from pipelines.formats.packed import open_packed
-from pipelines.formats.resident.loader import ResidentLoader
 from pipelines.loading.build import build_loader
 from pipelines.loading.threads import worker_count
 from tools.bench.decoding import JpegDecoder
 from tools.bench.floors import copy_bandwidth, count_flops, matrix_rate, memory_bandwidth
 from tools.bench.report import advise, name_bottleneck
 from tools.bench.timing import Rate, Timer, replayable
-from vssl.config import Config, to_dict
-from vssl.engine.environment import describe_environment
+from vssl.config import to_dict
+from vssl.engine.build import build_step, prepare_step
+from vssl.engine.config import Config, resolve
 from vssl.engine.precision import resolve_amp, resolve_device
-from vssl.engine.step import TrainStep
-from vssl.engine.trainer import build_step, prepare_step
-from vssl.models import per_view
-from vssl.recipes import resolve
 
 __all__ = ["Throughput"]
 
@@ -44,7 +36,7 @@ class Throughput:
 
     Args:
         config: as loaded; ``null`` values are resolved here.
-        repeats: blocks a stage, of which the median counts.
+        repeats: blocks per stage, of which the median counts.
         seconds: that a block lasts; at least one batch.
 
     Attributes:
@@ -60,7 +52,7 @@ class Throughput:
         if Path(config.data.dir) == DIGITS_DIR:
             pack_digits_if_absent(DIGITS_DIR)
         self.packed = open_packed(config.data.dir)
-        self.step = build_step(config, self.packed, Augment(config.augment, config.data.image_size), self.device)
+        self.step = build_step(config, self.packed, self.device)
         seed = config.train.seed
         self.loader = build_loader(
             config.data, config.augment, self.packed, "train", train=True, seed=seed, device=self.device
@@ -93,7 +85,6 @@ class Throughput:
         ceilings = floors | {"load": floors.get("decode"), "step": floors["arithmetic"]}
         ceilings["end_to_end"] = min(floors.values())
         return {
-            "environment": describe_environment(self.device, world_size=1),
             "config": to_dict(self.config),
             "stages": {name: _as_stage(rate, ceilings.get(name)) for name, rate in stages.items()},
             "bottleneck": bottleneck,
@@ -170,7 +161,7 @@ class Throughput:
         if self._steps % self.config.train.log_every == 0 and self._steps:
             self.step.metrics.read()
         # The rates of a warm-up's beginning: untrained weights stay finite for as long as this takes.
-        self.step.set_schedule(0, 0.01 * self.config.optim.lr, 0.01 * self.config.eval.probe_lr, self.config.optim.tau)
+        self.step.set_schedule(0, 0.01 * self.config.optim.lr, 0.01 * self.config.eval.probe_lr, tau=0.99)
         self._run(batch)
         self._steps += 1
         return len(batch.index)
@@ -186,8 +177,7 @@ class Throughput:
         decoder = JpegDecoder(path, self._workers)
         self.loader.set_epoch(0)
         indices = list(itertools.islice(self.loader.sampler.remaining(), 32))
-        scales = self.loader.denominators if isinstance(self.loader, FfcvLoader) else np.ones_like
-        samples = [(index, scales(index)) for index in indices]
+        samples = [(index, self.loader.denominators(index)) for index in indices]
         batches = decoder.batches(itertools.cycle(samples), self.config.data.prefetch)
         try:
             return self.timer.rate(lambda: next(batches))
@@ -204,7 +194,7 @@ class Throughput:
 
     def _copy(self, batch: Batch) -> Rate | None:
         """A batch from pinned memory to the device; nothing is copied where its pixels live or are decoded there."""
-        if self.device.type != "cuda" or isinstance(self.loader, ResidentLoader | DaliLoader):
+        if self.device.type != "cuda" or not self.loader.copies:
             return None
         pinned = [part.cpu().pin_memory() for part in batch]
 
@@ -235,34 +225,24 @@ class Throughput:
         return hardware, floors
 
     def _split(self, batch: Batch) -> dict[str, float]:
-        """Milliseconds a batch of the parts of the step behind the augmentation, each measured alone.
+        """Milliseconds per batch of the parts of the step behind the augmentation, each measured alone.
 
-        ``network`` is teacher, student, objective and backward together; ``backward`` what the first two leave of it.
+        ``network`` is ``forward`` (the method: networks and loss) and ``backward`` together.
         """
-        step, views = self.step, self._views(batch)
-
-        # Results are returned lest the compiler leave out what makes them.
-        def teacher() -> object:
-            with torch.no_grad(), step.autocast():
-                return per_view(step.teacher.encoder, views)
-
-        def student() -> object:
-            with step.autocast():
-                return per_view(step.student, views)
-
-        compile = torch.compile if step.compiled else lambda work, **_: work
-        parts = {"teacher": teacher, "student_forward": student}
-        split = {
-            name: self._alone(compile(work, fullgraph=True, dynamic=False), batch).milliseconds
-            for name, work in parts.items()
-        }
-        with _ready_views(step, batch):
+        step = self.step
+        micros = zip(*(part.chunk(self.config.train.accumulate) for part in batch), strict=True)
+        made = [step.views(pixels, size, index) for pixels, size, _, index in micros]
+        with step.ready_views(made):
+            forward = self._alone(lambda: step.forward(batch), batch).milliseconds
             network = self._alone(lambda: step.backward(batch), batch).milliseconds
-            metrics = step.backward(batch)
-        split["backward"] = network - sum(split.values())
-        split["network"] = network
-        split["optimizer_and_ema"] = self._alone(lambda: step.update(metrics), batch).milliseconds
-        return split
+            loss = step.backward(batch)["loss"]
+        update = self._alone(lambda: step.update(loss), batch).milliseconds
+        return {
+            "forward": forward,
+            "backward": network - forward,
+            "network": network,
+            "optimizer_and_ema": update,
+        }
 
     def _alone(self, work: Callable[[], object], batch: Batch) -> Rate:
         """``work`` on ``batch``, on a GPU captured as it is in the step."""
@@ -288,18 +268,6 @@ class Throughput:
         costs = {f"augment.{key}": 1 - milliseconds(**{key: value}) / whole for key, value in off.items()}
         # What remains with everything off is the crop, whose cost follows the canvas, and normalisation.
         return costs | {"data.canvas": milliseconds(**off) / whole}
-
-
-@contextlib.contextmanager
-def _ready_views(step: TrainStep, batch: Batch) -> Iterator[None]:
-    """Let ``step`` find the views of ``batch`` (and of its micro-batches) made already."""
-    micros = zip(*(part.chunk(step.config.train.accumulate) for part in batch), strict=True)
-    made = itertools.cycle([step.views(pixels, size, index) for pixels, size, _, index in micros])
-    step.views = lambda *_: next(made)
-    try:
-        yield
-    finally:
-        del step.views
 
 
 def _as_stage(rate: Rate, ceiling: float | None) -> dict:

@@ -14,7 +14,7 @@ _WARM_UP = 5  # calls on a GPU: a captured step replays its graph from the fourt
 
 @dataclass(frozen=True)
 class Rate:
-    """How much is done a second; low and high are the slowest and the fastest block."""
+    """How much is done per second; low and high are the slowest and the fastest block."""
 
     per_second: float  # median over the blocks
     low: float

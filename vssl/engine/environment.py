@@ -1,14 +1,19 @@
-"""What would be needed to repeat a run: versions, hardware, world size."""
+"""What would be needed to repeat a run: versions, hardware, world size, the commit and what it lacks."""
 
+import hashlib
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["describe_environment"]
+__all__ = ["CHECKOUT", "Commit", "describe_environment", "read_commit"]
+
+CHECKOUT = Path(__file__).resolve().parents[2]  # of this program
+_LARGEST_SOURCE = 2**16  # bytes
 
 _PACKAGES = ("torch", "torchvision", "numpy", "ffcv", "nvidia-dali-cuda130", "triton", "pillow")
 
@@ -21,14 +26,49 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _commit() -> str | None:
-    """The commit of this program's own checkout, with ``+`` for uncommitted changes."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
+class Commit(NamedTuple):
+    """Which source code ran."""
+
+    commit: str | None  # the full hash; None outside a git checkout
+    dirty: str | None  # SHA-256 of what was not committed; None: nothing
+
+
+def read_commit(root: Path = CHECKOUT) -> Commit:
+    """The commit of the git checkout at ``root``, and a digest of its uncommitted changes.
+
+    The digest is that of ``git diff HEAD`` followed by the names and contents of the untracked files that git does not
+    ignore; of those over 64 KiB, which are data and no source, the size instead of the content. ``results/`` and
+    ``docs/`` do not count: no program runs them, and measuring writes there.
+    """
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout
+
+    where = ("--", ".", ":(exclude)results", ":(exclude)docs")
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        if Path(os.fsdecode(git("rev-parse", "--show-toplevel").rstrip(b"\n"))) != root.resolve():
+            return Commit(None, None)  # a copy that lies in another project's checkout
+        commit = git("rev-parse", "HEAD").decode().strip()
+        changes = git("diff", "HEAD", "--binary", "--no-ext-diff", "--no-color", *where)
+        untracked = git("ls-files", "--others", "--exclude-standard", "-z", *where).split(b"\0")[:-1]
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return Commit(None, None)
+    if not changes and not untracked:
+        return Commit(commit, None)
+    digest = hashlib.sha256(changes)
+    for name in sorted(untracked):
+        digest.update(b"\0" + name + b"\0" + _content(root / os.fsdecode(name)))
+    return Commit(commit, digest.hexdigest())
+
+
+def _content(path: Path) -> bytes:
+    """What stands for an untracked path in the digest: of a link, where it points."""
+    if path.is_symlink():
+        return os.fsencode(path.readlink())
+    if not path.is_file():
+        return b""
+    size = path.stat().st_size
+    return path.read_bytes() if size <= _LARGEST_SOURCE else str(size).encode()
 
 
 def describe_environment(device: torch.device, world_size: int) -> dict:
@@ -46,4 +86,4 @@ def describe_environment(device: torch.device, world_size: int) -> dict:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
-    return {"versions": versions, "hardware": hardware, "world_size": world_size, "commit": _commit()}
+    return {"versions": versions, "hardware": hardware, "world_size": world_size, **read_commit()._asdict()}

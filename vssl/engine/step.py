@@ -1,8 +1,9 @@
 """One training step: views, method, backward, optimizer, moving average. No host sync inside."""
 
 import contextlib
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -151,13 +152,33 @@ class TrainStep:
         self.watch.note(update.good, batch.index)
         self.metrics.add({**metrics, "grad_norm": update.grad_norm})
 
+    @contextlib.contextmanager
+    def ready_views(self, views: Sequence[Tensor]) -> Iterator[None]:
+        """Let the step find the views of its micro-batches made already, those given in turn: for measurements."""
+        made, before = itertools.cycle(views), self._make_views
+        self._make_views = lambda *_: next(made)
+        try:
+            yield
+        finally:
+            self._make_views = before
+
+    def forward(self, batch: Batch) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Loss (with its graph) and detached scalars of each micro-batch: a step's first half, for measurements."""
+        return [
+            self._forward(self.views(pixels, size, index), index, labels, self.epoch)
+            for pixels, size, labels, index in self._micro_batches(batch)
+        ]
+
+    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, ...]]:
+        return list(zip(*(part.chunk(self.config.train.accumulate) for part in batch), strict=True))
+
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch, micro-batch by micro-batch, times the loss scale; returns the mean of their metrics."""
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.zero_grad(set_to_none=False)
         parts = self.config.train.accumulate
         totals: list[Tensor] = []
-        micros = list(zip(*(part.chunk(parts) for part in batch), strict=True))
+        micros = self._micro_batches(batch)
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
                 loss, metrics = self._forward(self.views(pixels, size, index), index, labels, self.epoch)

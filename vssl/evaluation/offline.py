@@ -73,7 +73,7 @@ class OfflineEvaluation:
 
     def uncertainty(self, foreign: Packed | None = None) -> dict:
         """What the variance knows: kNN accuracy among the most certain images, and the detection of foreign ones, for
-        each of ``SCORES``; and whether it is as large as the errors it predicts. ``plot_uncertainty`` draws the result.
+        each of ``SCORES``; and whether it is as large as the errors it predicts.
 
         Args:
             foreign: a data set of other images (its val, else its train split); None: none.

@@ -1,13 +1,10 @@
 """Is an image's variance an uncertainty? Selective accuracy, and telling foreign images apart."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from pipelines.files import write_atomically
 
 __all__ = [
     "SCORES",
@@ -16,7 +13,6 @@ __all__ = [
     "length_score",
     "most_certain_half",
     "ood_auroc",
-    "plot_uncertainty",
     "score_report",
     "selective_accuracy",
     "variance_score",
@@ -166,33 +162,3 @@ def score_report(correct: Tensor, score: Tensor, foreign: Tensor | None, points:
         },
         "histogram": {"edges": edges.tolist(), **densities},
     }
-
-
-def plot_uncertainty(report: dict, path: Path) -> None:
-    """Write a PNG of what ``OfflineEvaluation.uncertainty`` found: selective accuracy, calibration, the variance's
-    histogram."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    curves, reliability, densities = figure.subplots(1, 3)
-    for name, score in report["scores"].items():
-        label = f"by {name}: area {score['area']:.3f}"
-        curves.plot(score["curve"]["coverage"], score["curve"]["top1"], label=label)
-    curves.axhline(report["top1"], linestyle="--", color="gray", label=f"at random: {report['top1']:.3f}")
-    curves.set(xlabel="share of images kept, the most certain first", ylabel="kNN top-1 among them", xlim=(0, 1))
-    groups = report["calibration"]
-    reliability.axline((groups["predicted"][0],) * 2, slope=1, linestyle="--", color="gray", label="as predicted")
-    label = f"a tenth of the images each; ratio {groups['ratio']:.2f}"
-    reliability.plot(groups["predicted"], groups["observed"], marker="o", label=label)
-    reliability.set(xlabel="variance that the student predicts", ylabel="squared error to the teacher's other view")
-    variance = report["scores"]["variance"]
-    names = {"val": report["dataset"]}
-    if "ood" in report:
-        names["ood"] = f"{report['ood']['dataset']}: AUROC {variance['ood_auroc']:.3f}"
-    for key, name in names.items():
-        histogram = variance["histogram"]
-        densities.stairs(histogram[key], histogram["edges"], fill=True, alpha=0.5, label=name)
-    densities.set(xlabel="mean log-variance", ylabel="density")
-    for axes in (curves, reliability, densities):
-        axes.legend(fontsize="small")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

@@ -33,6 +33,8 @@ class DaliLoader(BaseLoader):
 
     _reader: ShardReader
 
+    copies = False
+
     def _prepare(self) -> None:
         self._crops = self._cuts_crops()
         shape = (self._data.image_size,) * 2 if self._crops else self._canvas()

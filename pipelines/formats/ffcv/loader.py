@@ -96,7 +96,6 @@ class FfcvLoader(BaseLoader):
         return _Plan(index, denominator, pixel_boxes(crop, decoded).numpy(), target, pixels.numpy())
 
     def denominators(self, index: np.ndarray) -> np.ndarray:
-        """int64 [B]: in the current epoch, sample ``index[i]`` is decoded at 1/denominator of its scale."""
         return self._plan(index, torch.empty(0, dtype=torch.uint8)).denominator
 
     def _fill(self, plan: _Plan) -> None:

@@ -26,6 +26,8 @@ class ResidentLoader(BaseLoader):
 
     _reader: ArrayReader
 
+    copies = False
+
     def _prepare(self) -> None:
         reader, canvas = self._reader, self._data.canvas
         side = max(reader.shape[1:3])

@@ -4,22 +4,19 @@ of docs/reliability.md was not kept."""
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import importlib
 import json
 import operator
 import os
 import random
-import resource
-import select
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked, and threads do not survive that
@@ -28,13 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 import yaml
+from children import in_child
+from mutation import mutate, mutate_config
 from PIL import Image
 
 from pipelines.convert import convert
-from pipelines.errors import UserError, run_command
+from pipelines.errors import run_command
 from pipelines.formats.packed import open_packed
 from pipelines.loading.build import build_loader
-from vssl.config import load_config
+from tools.command import whole
+from vssl.engine.config import Config, load_config
 from vssl.engine.trainer import Trainer
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
@@ -43,9 +43,9 @@ SMALL = (
     "data.limit=256",
     "data.batch_size=32",
     "data.workers=1",
-    "model.projector_hidden=32",
-    "model.predictor_hidden=16",
-    "model.latent=8",
+    "method.projector_hidden=32",
+    "method.predictor_hidden=16",
+    "method.latent=8",
     "train.epochs=2",
     "train.compile=false",
     "train.device=cpu",
@@ -53,40 +53,6 @@ SMALL = (
     "eval.every=0",
     "checkpoint.every_steps=1",  # so that many a kill hits a checkpoint
 )
-HANG = 600  # seconds; far more than any child needs, for a busy machine must not look like a hang
-MEMORY = 6 * 2**30  # bytes that a child may map beyond what it inherits
-
-
-def in_child(work: Callable[[], str], kill_after: float | None = None) -> str:
-    """Run ``work`` in a forked process: what it returned, ``refused: <line>`` for a UserError, else what went wrong:
-    ``exception: ...``, ``signal N`` or ``hang`` (after ``HANG`` seconds). ``kill_after``: SIGKILL then, ``killed``."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(receive)
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY,) * 2)
-        try:
-            answer = work()
-        except UserError as error:
-            answer = f"refused: {' '.join(str(error).split())}"
-        except BaseException:
-            answer = f"exception: {traceback.format_exc()}"
-        os.write(send, answer.encode()[:60_000])
-        os._exit(0)
-    os.close(send)
-    with open(receive, "rb") as answers:
-        ready = select.select([answers], [], [], HANG if kill_after is None else kill_after)[0]
-        if not ready:
-            os.kill(child, signal.SIGKILL)
-        answer = answers.read().decode(errors="replace")
-    status = os.waitpid(child, 0)[1]
-    if not ready:
-        return "hang" if kill_after is None else "killed"
-    return answer if os.WIFEXITED(status) else f"signal {os.WTERMSIG(status)}"
 
 
 class Report:
@@ -97,7 +63,7 @@ class Report:
         self.failures: list[str] = []
 
     @contextlib.contextmanager
-    def row(self, name: str):
+    def row(self, name: str) -> Iterator[dict]:
         """Collects a row's figures in the dict that it yields."""
         started, figures = time.monotonic(), {}
         yield figures
@@ -188,27 +154,6 @@ def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: 
         figures |= outcomes
 
 
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """``content`` with one thing wrong; never the same bytes."""
-    changed = bytearray(content)
-    at = rng.randrange(len(changed)) if rng.random() < 0.5 else rng.randrange(min(256, len(changed)))
-    kind = rng.randrange(6)
-    if kind == 0:
-        changed[at] ^= 1 << rng.randrange(8)
-    elif kind == 1:
-        changed[at : at + 8] = rng.randbytes(8)
-    elif kind == 2:
-        del changed[at:]
-    elif kind == 3:
-        changed[at : at + 64] = bytes(64)
-    elif kind == 4:
-        changed += rng.randbytes(rng.randrange(1, 64))
-    else:
-        other = rng.randrange(len(changed))
-        changed[at : at + 16], changed[other : other + 16] = changed[other : other + 16], changed[at : at + 16]
-    return bytes(changed) if bytes(changed) != content else mutate(content, rng)
-
-
 def read_epoch(packed_dir: Path) -> str:
     """A digest of an epoch of training batches with every sample in it, or an exception."""
     all_samples = ("data.limit=0", "data.batch_size=16", "data.drop_last=false")
@@ -257,42 +202,15 @@ def data_fuzz(report: Report, name: str, source: Path, count: int, folder: Path,
         figures |= outcomes
 
 
-ODD = (
-    "-1",
-    "0",
-    ".nan",
-    ".inf",
-    "1e400",
-    "''",
-    "null",
-    "[]",
-    "{}",
-    "[1, 2]",
-    "true",
-    "text",
-    "0x10",
-    "1e-9",
-    "!!binary x",
-)
-
-
-def mutate_config(text: str, rng: random.Random) -> str:
-    """A YAML file with one thing wrong."""
-    kind = rng.randrange(5)
-    rows = text.splitlines()
-    at = rng.choice([number for number, row in enumerate(rows) if ":" in row])
-    if kind <= 1:
-        rows[at] = f"{rows[at].split(':')[0]}: {rng.choice(ODD)}"
-    elif kind == 2:
-        key, _, value = rows[at].partition(":")
-        place = rng.randrange(len(key))
-        rows[at] = f"{key[:place]}{rng.choice('xyz_ ')}{key[place + 1 :]}:{value}"
-    elif kind == 3:
-        rows[at] = rows[at].strip() if rng.random() < 0.5 else "   " + rows[at]
-    else:
-        content = mutate(text.encode(), rng)
-        return content.decode("latin-1")
-    return "\n".join(rows) + "\n"
+def one_step(config: Config) -> Config:
+    """The same run, cut to the first batch."""
+    data, size = config.data, config.data.batch_size
+    limit = min(data.limit or size, size)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, limit=limit),
+        train=dataclasses.replace(config.train, epochs=1),
+    )
 
 
 def config_fuzz(report: Report, count: int, data: Path, folder: Path, rng: random.Random) -> None:
@@ -315,11 +233,7 @@ def config_fuzz(report: Report, count: int, data: Path, folder: Path, rng: rando
         run = Path(config.run.dir)
         if folder not in run.parents:
             return "another valid config"  # which would write elsewhere
-        trainer = Trainer(config)
-        batch = next(iter(trainer.loader))
-        trainer._schedule_step()
-        trainer.train_step(batch)
-        trainer.train_step.metrics.read()
+        Trainer(one_step(config)).fit()
         return "another valid config"
 
     with report.row(f"{count} damaged configs") as figures:
@@ -385,11 +299,11 @@ def resources(report: Report, epochs: int, packed: dict[str, Path]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="runs to kill and resume")
-    parser.add_argument("--data", type=int, default=200, help="damaged data files")
-    parser.add_argument("--configs", type=int, default=200, help="damaged configs")
-    parser.add_argument("--epochs", type=int, default=50, help="epochs of each loader")
-    parser.add_argument("--seed", type=int, default=0, help="of what is broken, and when")
+    parser.add_argument("--kills", type=whole(0), default=20, help="runs to kill and resume")
+    parser.add_argument("--data", type=whole(0), default=200, help="damaged data files")
+    parser.add_argument("--configs", type=whole(0), default=200, help="damaged configs")
+    parser.add_argument("--epochs", type=whole(0), default=50, help="epochs of each loader")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of what is broken, and when")
     arguments = parser.parse_args()
     report, rng = Report(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:

@@ -1,0 +1,42 @@
+"""Our step beside a plain one, measured as a user measures it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+TINY = ("data.batch_size=4", "data.limit=16", "data.image_size=16", "model.projector_hidden=16")
+TINY += ("model.predictor_hidden=16", "model.latent=8", "train.compile=false", "train.device=cpu")
+
+
+def compare(*arguments):
+    command = [sys.executable, "tools/compare_step.py", "-c", "configs/demo.yaml", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_both_are_measured_on_the_same_batch(digits, tmp_path):
+    out = tmp_path / "step.json"
+    keys = (*TINY, "model.backbone=resnet18", f"data.dir={digits}")
+    done = compare(*keys, "--repeats", 2, "--seconds", 0.05, "--json", out)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert list(report["candidates"]) == ["plain", "ours, eager", "ours, with augmentation"]
+    for name, figures in report["candidates"].items():
+        assert 0 < figures["low"] <= figures["images_per_second"] <= figures["high"] and figures["repeats"] == 2
+        assert name in done.stdout
+    assert report["candidates"]["plain"]["times_plain"] == 1
+    assert report["environment"]["versions"]["torch"] and "tools/compare_step.py" in report["command"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.backbone=resnet8"], "model.backbone=resnet8 is none of torchvision's"),
+        (["--json", "docs"], "cannot write docs: it is a directory"),
+    ],
+)
+def test_a_mistake_is_one_line(digits, arguments, message):
+    done = compare(*TINY, f"data.dir={digits}", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr

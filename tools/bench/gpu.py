@@ -1,0 +1,181 @@
+"""Every measurement that wants a GPU, as a list of steps: each some commands whose figures become one file."""
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.files import write_json
+from pipelines.formats.packed import open_packed
+from vssl.engine.environment import describe_environment
+from vssl.engine.precision import resolve_device
+from vssl.methods import COMPARED
+
+__all__ = ["SMOKE", "StepFailed", "build_steps", "measure", "prepare_smoke"]
+
+LIMIT = 540.0  # seconds per step
+TRAINING = 360.0  # of which a training's epochs may take these; the rest is for starting, compiling and evaluating
+MOST_EPOCHS = 200
+SMOKE = Path("runs/gpu-smoke")
+
+
+class StepFailed(Exception):
+    """A step did not give its figures; the message says why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Commands, each an argument list for Python; ``{json}`` in it is a file that becomes part of the result."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    data: Path | None = None  # packed data set that must be there
+    module: str = ""  # that must be importable
+    run: Path | None = None  # run directory whose metrics become part of the result
+    after: Path | None = None  # result of another step that must be there
+
+
+def measure(name: str, smoke: bool, results: Path) -> str:
+    """Run the step of that name, unless its result is there already or something that it needs is not.
+
+    Returns:
+        One line: what became of it.
+
+    Raises:
+        StepFailed: a command failed or took too long.
+    """
+    # Built anew each time: the trainings' epochs follow from what the steps before them measured.
+    step = next(step for step in build_steps(smoke, results) if step.name == name)
+    file = results / f"{name}.json"
+    if file.exists():
+        return f"done already, see {file}"
+    if reason := _missing(step):
+        return f"left out, {reason}"
+    write_json(file, run_step(step))
+    return f"done, see {file}"
+
+
+def build_steps(smoke: bool, results: Path) -> list[Step]:
+    """All steps in their order. The trainings' epochs follow from the images per second that were measured."""
+    pace = results / "throughput-cifar10.json"
+    places = {"C10": "data/cifar10-resident", "IN100": "data/in100-ffcv", "IN100_DALI": "data/in100-dali"}
+    c10, in100, dali = (Path(os.environ.get(key, place)) for key, place in places.items())
+    measure, tiny, plain = (), (), ()
+    if smoke:
+        c10, in100, dali = (SMOKE / name for name in ("resident", "ffcv", "dali"))
+        measure = ("--repeats", "2", "--seconds", "0.05")
+        tiny = ("data.batch_size=32", "data.image_size=16", "data.limit=128", "train.compile=false", "train.device=cpu")
+        tiny += ("model.backbone=resnet8", "model.projector_hidden=32", "model.predictor_hidden=32", "model.latent=16")
+        plain = ("model.backbone=resnet18", "data.batch_size=4")  # torchvision has no resnet8
+
+    def arguments(config: str, data: Path) -> tuple[str, ...]:
+        return "-c", f"configs/{config}.yaml", f"data.dir={data}", *tiny
+
+    def throughput(name: str, config: str, data: Path, module: str = "", *keys: str) -> Step:
+        command = ("tools/throughput.py", *arguments(config, data), *keys, *measure, "--json", "{json}")
+        return Step(f"throughput-{name}", (command,), data, module)
+
+    def step(name: str, config: str, data: Path, module: str = "") -> Step:
+        command = ("tools/compare_step.py", *arguments(config, data), *plain, *measure, "--json", "{json}")
+        return Step(f"step-{name}", (command,), data, module)
+
+    def training(method: str) -> Step:
+        run = (SMOKE if smoke else Path("runs/gpu")) / method
+        epochs = 1 if smoke or not pace.exists() else _epochs(pace, c10)
+        keys = (f"method.name={method}", f"train.epochs={epochs}", f"eval.every={max(1, epochs // 4)}")
+        train = ("train.py", *arguments("cifar10_fast", c10), *keys, f"run.dir={run}", "--resume", "auto")
+        evaluate = (("tools/evaluate.py", str(run), "--protocol", p, "--json", "{json}") for p in ("knn", "linear"))
+        return Step(f"train-{method}", (train, *evaluate), c10, run=run, after=pace)
+
+    return [
+        Step("tests", (("-m", "pytest", "-q", "-m", "gpu"),)),
+        throughput("cifar10", "cifar10_fast", c10),
+        throughput("cifar10-again", "cifar10_fast", c10),
+        throughput("in100", "in100_fast", in100, "ffcv"),
+        throughput("in100-dali", "in100_fast", dali, "nvidia.dali"),
+        throughput("in100-dali-crops", "in100_fast", dali, "nvidia.dali", "data.crops=loader"),
+        step("32", "cifar10_fast", c10),
+        step("224", "in100_fast", in100, "ffcv"),
+        *(training(method) for method in COMPARED),
+    ]
+
+
+def _epochs(pace: Path, data: Path) -> int:
+    """As many as TRAINING allows at the measured pace, the same for every method."""
+    rate = json.loads(pace.read_text())["figures"][0]["stages"]["end_to_end"]["images_per_second"]
+    return max(1, min(MOST_EPOCHS, int(TRAINING * rate / open_packed(data).splits["train"].count)))
+
+
+def run_step(step: Step) -> dict:
+    """Run a step's commands; the result has the hardware, the versions, the commands and what they measured."""
+    started, figures, commands = time.monotonic(), [], []
+    environment = describe_environment(resolve_device("auto"), world_size=1)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, command in enumerate(step.commands):
+            file = Path(folder) / f"{number}.json"
+            words = [word.replace("{json}", str(file)) for word in command]
+            before = time.monotonic()
+            output = _run(words, LIMIT - (before - started))
+            seconds = round(time.monotonic() - before, 1)
+            commands.append({"command": shlex.join(("python", *command)), "seconds": seconds, "output": output})
+            if file.exists():
+                figures.append(json.loads(file.read_text()))
+    if step.run is not None:
+        lines = [json.loads(line) for line in (step.run / "metrics.jsonl").read_text().splitlines()]
+        logged = [line for line in lines if "images_per_second" in line]
+        figures.append([line for line in lines if "knn_top1" in line] + logged[-1:])
+    return {
+        "step": step.name,
+        "commands": commands,
+        "environment": environment,
+        "figures": figures,
+    }
+
+
+def _run(words: list[str], seconds: float) -> list[str]:
+    """Run Python, showing its output; returns the last lines of it."""
+    print("python", shlex.join(words), flush=True)
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    signal.signal(signal.SIGALRM, lambda *_: process.terminate())  # a training saves, and can continue
+    signal.alarm(max(1, round(seconds)))
+    lines = []
+    for line in process.stdout:
+        print(" ", line, end="", flush=True)
+        lines.append(line.rstrip())
+    code = process.wait()
+    if not signal.alarm(0):
+        raise StepFailed(f"took longer than {LIMIT:.0f} s")
+    if code:
+        raise StepFailed(f"exit code {code}")
+    return lines[-20:]
+
+
+def _missing(step: Step) -> str | None:
+    """Why a step cannot run here."""
+    if step.module and importlib.util.find_spec(step.module.split(".")[0]) is None:
+        return f"{step.module} is not installed"
+    if step.data is not None and not step.data.is_dir():
+        return f"no packed data set at {step.data}"
+    if step.after is not None and not step.after.exists():
+        return f"{step.after.stem} comes first"
+    return None
+
+
+def prepare_smoke() -> None:
+    """The digits, as pixels and as JPEGs."""
+    shutil.rmtree(SMOKE, ignore_errors=True)
+    options = {"resident": (), "ffcv": ("--quality", "90"), "dali": ("--quality", "90")}
+    for format, more in options.items():
+        out = SMOKE / format
+        words = ("tools/convert.py", "--dataset", "digits", "--format", format, "--out", str(out), "--workers", "1")
+        module = {"dali": "nvidia", "ffcv": "ffcv"}.get(format)
+        if module is None or importlib.util.find_spec(module) is not None:
+            _run([*words, *more], LIMIT)

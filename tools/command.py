@@ -1,0 +1,32 @@
+"""Types of arguments on the command lines."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+__all__ = ["positive", "whole"]
+
+
+def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """An argument's type: a whole number from ``low`` to ``high``, both allowed."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
+        return value
+
+    parse.__name__ = "whole number"  # argparse's message names it
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argument's type: a finite number greater than 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
+    return value
+
+
+positive.__name__ = "number"  # argparse's message names it
