@@ -332,17 +332,8 @@ def test_sigterm_to_torchrun_saves_and_resumes(config, processes, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(to_yaml(config("train.epochs=500", "checkpoint.every_steps=1000000")))
     run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "train.py",
-        "-c",
-        path,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    process = subprocess.Popen([*command, "-c", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not (run / "metrics.jsonl").exists() or not losses(run):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
