@@ -26,6 +26,7 @@ soak: $(ready) ## kill runs, damage data and configs, run many epochs: one table
 gpu: $(ready) ## every measurement that wants a GPU; STEPS="..." picks some, SMOKE=1 tries all in small on a CPU
 	$(python) tools/gpu.py $(if $(SMOKE),--smoke) $(if $(ALLOW_DIRTY),--allow-dirty) $(STEPS)
 
-lint: $(ready) ## ruff: errors and formatting
+lint: $(ready) ## ruff (errors, formatting) and mypy (types)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	$(python) -m mypy

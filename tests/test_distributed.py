@@ -1,5 +1,6 @@
 """Several processes over gloo train as one does, stay equal, and end together."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -90,7 +91,7 @@ def losses(run_dir):
 def digest(state):
     """Of every tensor that a step changes."""
     total = hashlib.sha256()
-    for part in ("student", "teacher", "probe"):
+    for part in ("method", "probe"):
         for key, value in sorted(state[part].items()):
             if not value.is_floating_point():  # BatchNorm's counter, which nothing reads
                 continue
@@ -115,11 +116,10 @@ TWENTY = ("data.limit=720", "data.batch_size=36", "train.epochs=1", "train.log_e
 @pytest.mark.parametrize(
     ("size", "overrides"),
     [
-        (2, ()),
-        (3, ("method.name=moco_v3",)),
-        (2, ("method.form=cosine", "method.likelihood=prior")),
+        (2, ("method.form=cosine", "method.likelihood=prior")),  # which draws noise, and does all else as well
+        (3, ("method.name=moco_v3",)),  # whose loss looks at all processes' samples
     ],
-    ids=["vssl", "moco_v3", "cosine-noise"],
+    ids=["vssl", "moco_v3"],
 )
 def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, size, overrides):
     runs = {
@@ -139,13 +139,13 @@ def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, size
 
 
 def test_without_synchronised_statistics_the_copies_stay_equal(config, processes):
-    chosen = config(*TWENTY, "model.sync_batchnorm=false", "train.accumulate=2")
+    chosen = config(*TWENTY, "data.limit=360", "model.sync_batchnorm=false", "train.accumulate=2")
     digests = processes(2, train(chosen))
     assert digests[0] == digests[1]
 
 
 def test_another_number_of_processes_continues_the_same_run(config, processes, tmp_path):
-    common = (*TWENTY, "checkpoint.every_steps=7")
+    common = (*TWENTY, "data.limit=360", "checkpoint.every_steps=3")
     Trainer(config(*common, f"run.dir={tmp_path / 'whole'}")).fit()
 
     class Killed(Exception):
@@ -153,7 +153,7 @@ def test_another_number_of_processes_continues_the_same_run(config, processes, t
 
     def killed(world):
         def on_step(trainer):
-            if trainer.step == 16:
+            if trainer.step == 8:
                 raise Killed
 
         with suppress(Killed):
@@ -162,7 +162,7 @@ def test_another_number_of_processes_continues_the_same_run(config, processes, t
     processes(2, killed)
     resumed = processes(3, train(config(*common), "auto"))
     assert len(set(resumed)) == 1
-    assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [14]
+    assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [6]
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
 
 
@@ -310,8 +310,10 @@ def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, proces
     assert processes(2, work) == [(True, (1, 1)), (True, (1, 1))]
 
 
-@pytest.mark.slow
-def test_a_compiled_step_of_two_processes_is_an_eager_one(config, processes, tmp_path):
+def test_a_compiled_step_of_two_processes_is_an_eager_one(config, processes, tmp_path, monkeypatch):
+    # What is compiled and what exchanges is decided before code is generated, which would take long in each process.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
     def work(world):
         found = []
         for name in ("compiled", "eager"):
@@ -328,19 +330,13 @@ def test_a_compiled_step_of_two_processes_is_an_eager_one(config, processes, tmp
         assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-4)
 
 
-def torchrun(count, path, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.Popen(
-        [*command, "train.py", "-c", str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 @pytest.mark.slow
-def test_sigterm_to_torchrun_saves_and_resumes(config, tmp_path):
+def test_sigterm_to_torchrun_saves_and_resumes(config, processes, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(to_yaml(config("train.epochs=500", "checkpoint.every_steps=1000000")))
     run = tmp_path / "run"
-    process = torchrun(2, path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    process = subprocess.Popen([*command, "-c", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not (run / "metrics.jsonl").exists() or not losses(run):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -351,8 +347,6 @@ def test_sigterm_to_torchrun_saves_and_resumes(config, tmp_path):
     step = int(saved.stem.split("-")[1])
     assert err.count(f"stopped by SIGTERM: saved at step {step}; continue with --resume auto") == 1
     epochs = step // 10 + 1
-    resumed = torchrun(2, path, "--resume", "auto", f"train.epochs={epochs}")
-    out, err = resumed.communicate()
-    assert resumed.returncode == 0, err
-    assert out.splitlines().count(str(run / "backbone.safetensors")) == 1
+    processes(2, train(config(f"train.epochs={epochs}"), "auto"))
+    assert (run / "backbone.safetensors").exists()
     assert [line["resumed_from_step"] for line in lines(run) if "resumed_from_step" in line] == [step]

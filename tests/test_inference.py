@@ -3,12 +3,11 @@
 import json
 import math
 import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-import torchvision
 from conftest import small_config
 from PIL import Image
 from safetensors.torch import load_file
@@ -43,19 +42,30 @@ def run(trainer):
     return trainer.directory.path
 
 
+def save_untrained(config):
+    """A checkpoint of an untrained student in the config's run directory, which is returned."""
+    settings = resolve(config)
+    method = build_method(settings.method, settings.model, settings.data.image_size)
+    run = Path(settings.run.dir)
+    Checkpoints(run / "checkpoints", keep=1).save(0, {"step": 0, "method": method.state_dict()})
+    (run / "config.yaml").write_text(to_yaml(settings))
+    return run
+
+
 @pytest.fixture
-def untrained(config, tmp_path):
+def untrained(config):
     """``untrained(*overrides)``: a run directory with a checkpoint of an untrained student."""
+    return lambda *overrides: save_untrained(config(*overrides))
 
-    def make(*overrides):
-        settings = resolve(config(*overrides))
-        method = build_method(settings.method, settings.model, settings.data.image_size)
-        run = tmp_path / "run"
-        Checkpoints(run / "checkpoints", keep=1).save(0, {"step": 0, "method": method.state_dict()})
-        (run / "config.yaml").write_text(to_yaml(settings))
-        return run
 
-    return make
+@pytest.fixture(scope="module")
+def cifar(digits, tmp_path_factory):
+    """An untrained ResNet-18 with CIFAR's stem, and its export."""
+    run = tmp_path_factory.mktemp("cifar") / "run"
+    save_untrained(small_config(digits, run, "model.backbone=resnet18", "data.image_size=32"))
+    model = vssl.load(run, device="cpu")
+    export_backbone(backbone_weights(model.method.state_dict()), run / "backbone.safetensors")
+    return model, run / "backbone.safetensors"
 
 
 def images(digits, split="val"):
@@ -123,17 +133,18 @@ def test_weights_that_do_not_fit_are_one_clear_line(untrained, config):
         vssl.load(run)
 
 
-def test_an_exported_cifar_backbone_loads_strictly_elsewhere_and_here(untrained, tmp_path):
-    model = vssl.load(untrained("model.backbone=resnet18", "data.image_size=32"), device="cpu")
-    export_backbone(backbone_weights(model.method.state_dict()), tmp_path / "run" / "backbone.safetensors")
-    weights, views = load_file(tmp_path / "run" / "backbone.safetensors"), torch.randn(2, 3, 32, 32)
-    for backbone in (torchvision.models.resnet18(weights=None), timm.create_model("resnet18", num_classes=0)):
-        backbone.conv1, backbone.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-        backbone.fc = nn.Identity()
-        backbone.load_state_dict(weights, strict=True)
-        torch.testing.assert_close(backbone.eval()(views), model.features(views), atol=1e-4, rtol=1e-4)
-    exported = vssl.load(tmp_path / "run" / "backbone.safetensors", device="cpu")
-    torch.testing.assert_close(exported.features(views), model.features(views))
+@pytest.mark.parametrize("library", ["torchvision.models", "timm.models"])
+def test_an_exported_cifar_backbone_loads_strictly_elsewhere(cifar, library):
+    backbone, (model, export), views = pytest.importorskip(library).resnet18(), cifar, torch.randn(2, 3, 32, 32)
+    backbone.conv1, backbone.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    backbone.fc = nn.Identity()
+    backbone.load_state_dict(load_file(export), strict=True)
+    torch.testing.assert_close(backbone.eval()(views), model.features(views), atol=1e-4, rtol=1e-4)
+
+
+def test_an_export_gives_its_runs_features(cifar):
+    (model, export), views = cifar, torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(vssl.load(export, device="cpu").features(views), model.features(views))
 
 
 def test_a_prediction_meets_the_teachers_other_view(run):

@@ -1,119 +1,175 @@
-"""Who may import whom, read from the source."""
+"""Who may import whom, from what Python does when it imports (see imports.py)."""
 
-import ast
+import json
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from imports import FOLDERS, OPTIONAL, module_names
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINE = {"vssl.engine", "vssl.evaluation", "vssl.engine.checkpoint", "vssl.engine.metrics"}
-FOLDERS = {"pipelines", "vssl", "tools", "tests"}
-OPTIONAL = {"ffcv", "nvidia.dali", "tensorboard", "torch.utils.tensorboard"}
 
+# Third-party packages that most modules import.
+COMMON = ("torch", "torchvision.transforms.v2", "torch.utils.data", "numpy", "PIL.Image", "tqdm", "yaml")
 
-def source_files(root: Path) -> dict[str, Path]:
-    """The project's modules by dotted name; a package bears its folder's."""
-    paths = [*root.glob("*.py"), *(path for folder in sorted(FOLDERS) for path in root.glob(f"{folder}/**/*.py"))]
-    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
-
-
-def programs(root: Path) -> set[str]:
-    """Names under which train.py and the tools could be imported; a tool finds its neighbours without ``tools.``."""
-    return {"tools"} | {path.stem for path in [*root.glob("*.py"), *root.glob("tools/*.py")]}
-
-
-def walk(tree: ast.AST, *, at_import: bool) -> Iterator[ast.AST]:
-    """All nodes, or only what runs when the module is imported: no function's body, nothing under TYPE_CHECKING."""
-    for node in ast.iter_child_nodes(tree):
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        if not (at_import and (is_function or is_for_types)):
-            yield node
-            yield from walk(node, at_import=at_import)
-
-
-def imports(module: str, path: Path, *, at_import: bool) -> set[str]:
-    """Dotted names a module imports; ``from a import b`` gives a and a.b, for b may be a module."""
-    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    names = set()
-    for node in walk(ast.parse(path.read_text(), str(path)), at_import=at_import):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*parents, node.module] if node.module else parents)
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def within(name: str, packages: set[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
-def offences(root: Path, importers: set[str], forbidden: set[str], *, at_import: bool = False) -> list[str]:
-    """'module imports name' for every import of a ``forbidden`` package by one of ``importers``."""
-    return [
-        f"{module} imports {name}"
-        for module, path in source_files(root).items()
-        if within(module, importers)
-        for name in sorted(imports(module, path, at_import=at_import))
-        if within(name, forbidden)
-    ]
-
-
-def shadows(root: Path) -> list[str]:
-    """Modules that a program would import in place of the standard library's."""
-    candidates = [*root.glob("*.py"), *(path.parent for path in root.glob("*/__init__.py")), *root.glob("tools/*.py")]
-    return [path.relative_to(root).as_posix() for path in candidates if path.stem in sys.stdlib_module_names]
-
-
-@pytest.mark.parametrize(
-    ("importer", "forbidden"),
-    [
-        ("pipelines", {"vssl"}),
-        ("vssl.methods", {"pipelines", "vssl.models", "vssl.optim"} | ENGINE),
-        ("vssl.models", ENGINE),
-        ("vssl.optim", ENGINE),
-    ],
+# From the bottom up: a module imports from its own tier and from those below it.
+TIERS = (
+    ("pipelines",),
+    ("vssl.config", "vssl.collectives"),
+    ("vssl.models", "vssl.optim"),
+    ("vssl.methods",),
+    ("vssl.engine", "vssl.evaluation", "vssl.inference"),
+    ("tools.bench",),
+    ("tools", "train"),
 )
-def test_imports_go_one_way(importer: str, forbidden: set[str]) -> None:
-    assert offences(ROOT, {importer}, forbidden) == []
+PACKAGES = {"vssl"}  # holds tiers; belongs to none
+PROGRAMS = len(TIERS) - 1
+IN_A_FUNCTION = r"^\s+(from|import) (vssl|tools)\b"  # where importing the module does not show it
+
+Edge = tuple[str, str]  # importer, imported
 
 
-def test_nobody_imports_a_program() -> None:
-    assert offences(ROOT, FOLDERS | programs(ROOT), programs(ROOT)) == []
+def record(root: Path, *packages: str) -> dict[str, dict]:
+    """By module: ``imports``, a list of [importer, imported], and ``error``."""
+    command = [sys.executable, Path(__file__).with_name("imports.py"), root, *packages]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def test_optional_packages_are_imported_at_use() -> None:
-    assert offences(ROOT, FOLDERS | programs(ROOT), OPTIONAL, at_import=True) == []
+def edges_of(records: dict[str, dict]) -> set[Edge]:
+    """All imports that the project's own modules make."""
+    return {(a, b) for found in records.values() for a, b in found["imports"] if a in records and a != b}
+
+
+def circle(edges: Iterable[Edge]) -> list[str]:
+    """The modules of one circle in order, the first again at the end; empty if there is none."""
+    graph = TopologicalSorter()
+    for importer, imported in edges:
+        graph.add(importer, imported)
+    try:
+        graph.prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def within(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def tier(module: str) -> int | None:
+    """The tier that names the module, or the nearest package around it."""
+    named = [(max(map(len, names)), level) for level, names in enumerate(TIERS) if within(module, names)]
+    return max(named)[1] if named else None
+
+
+def upward(edges: Iterable[Edge]) -> list[str]:
+    """'module imports module' where the second stands in a higher tier, or is a program."""
+    wrong = []
+    for importer, imported in sorted(edges):
+        low, high = tier(importer), tier(imported)
+        if low is not None and high is not None and (high > low or (high == PROGRAMS and imported != "tools")):
+            wrong.append(f"{importer} imports {imported}")
+    return wrong
+
+
+def found_in(root: Path, pattern: str, folders: Iterable[str] = FOLDERS) -> set[str]:
+    """The Python files in which a line matches."""
+    files = [path for folder in folders for path in root.glob(f"{folder}/**/*.py")]
+    return {path.relative_to(root).as_posix() for path in files if re.search(pattern, path.read_text(), re.MULTILINE)}
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[str, dict]:
+    return record(ROOT, *COMMON)
+
+
+@pytest.fixture(scope="module")
+def edges(records: dict[str, dict]) -> set[Edge]:
+    return edges_of(records)
+
+
+def test_each_module_can_be_the_first_and_needs_no_optional_package(records: dict[str, dict]) -> None:
+    assert {module: found["error"] for module, found in records.items() if found["error"]} == {}
+
+
+def test_optional_packages_are_imported_at_use(edges: set[Edge]) -> None:
+    assert [edge for edge in sorted(edges) if within(edge[1], OPTIONAL)] == []
+
+
+def test_no_circle(edges: set[Edge]) -> None:
+    assert circle(edges) == []
+
+
+def test_imports_go_down(edges: set[Edge]) -> None:
+    assert upward(edges) == []
+
+
+def test_every_module_has_a_tier() -> None:
+    assert [module for module in module_names(ROOT) if tier(module) is None and module not in PACKAGES] == []
+
+
+def test_nothing_is_hidden_from_the_import() -> None:
+    assert found_in(ROOT, "TYPE_CHECKING") == set()
+    assert found_in(ROOT, r"^\s*(from|import) (vssl|tools)\b", ["pipelines"]) == set()
+    assert found_in(ROOT, IN_A_FUNCTION, ["vssl"]) <= {"vssl/__init__.py"}  # its load, for users of the package
+
+
+def test_reading_a_config_loads_neither_networks_nor_loaders() -> None:
+    program = "import sys, vssl.config; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    loaded = answer.stdout.split()
+    assert [module for module in loaded if (tier(module) or 0) > tier("vssl.config")] == []
+    assert [module for module in loaded if within(module, ("pipelines.loading", "torch", "nvidia"))] == []
 
 
 def test_no_module_hides_the_standard_library() -> None:
-    assert shadows(ROOT) == []
+    names = [*ROOT.glob("*.py"), *(path.parent for path in ROOT.glob("*/__init__.py")), *ROOT.glob("tools/*.py")]
+    assert [path for path in names if path.stem in sys.stdlib_module_names] == []
 
 
-def test_offences_are_found(tmp_path: Path) -> None:
+def test_a_method_is_named_only_in_its_file_and_in_the_table() -> None:
+    assert found_in(ROOT, "moco_v3") == {"vssl/methods/__init__.py", "vssl/methods/moco_v3.py"}
+
+
+def test_circles_and_upward_imports_are_found(tmp_path: Path) -> None:
     sources = {
-        "profile.py": "",
-        "pipelines/__init__.py": "from . import convert",
-        "pipelines/convert.py": "def f():\n    import vssl.engine as engine\n    import ffcv",
-        "pipelines/loader.py": "try:\n    from nvidia import dali\nexcept ImportError:\n    pass",
-        "vssl/objectives/byol.py": "from .. import models\nfrom ..models.heads import Projector\nimport vssl_like",
-        "tools/convert.py": "if TYPE_CHECKING:\n    import ffcv",
-        "tools/compare.py": "import convert",
+        "train.py": "import tools.convert",
+        "pipelines/__init__.py": "",
+        "pipelines/batch.py": "import pipelines.images",
+        "pipelines/images.py": "import pipelines.batch",
+        "pipelines/loader.py": "from vssl import config, optim\ntry:\n    import ffcv\nexcept ImportError:\n    pass",
+        "vssl/__init__.py": "",
+        "vssl/config.py": "import json",
+        "vssl/optim.py": "def late():\n    import vssl.methods",
+        "vssl/models/__init__.py": "from .heads import Head",
+        "vssl/models/heads.py": "from .. import methods, optim\nfrom ..methods.byol import loss\nclass Head: ...",
+        "vssl/methods/__init__.py": "",
+        "vssl/methods/byol.py": "def loss(): ...",
+        "tools/__init__.py": "",
+        "tools/convert.py": "from tools import bench",
+        "tools/bench/__init__.py": "from vssl.config import json\nimport timm",
     }
     for name, source in sources.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(source)
-
-    assert offences(tmp_path, {"pipelines"}, {"vssl"}) == ["pipelines.convert imports vssl.engine"]
-    assert offences(tmp_path, {"vssl.methods"}, {"vssl.models"}) == [
-        "vssl.methods.byol imports vssl.models",
-        "vssl.methods.byol imports vssl.models.heads",
-        "vssl.methods.byol imports vssl.models.heads.Projector",
+    records = record(tmp_path)
+    edges = edges_of(records)
+    assert set(circle(edges)) == {"pipelines.batch", "pipelines.images"}
+    assert circle(edges - {("pipelines.batch", "pipelines.images")}) == []
+    assert upward(edges) == [
+        "pipelines.loader imports vssl.config",
+        "pipelines.loader imports vssl.optim",
+        "train imports tools.convert",
+        "vssl.models.heads imports vssl.methods",
+        "vssl.models.heads imports vssl.methods.byol",
     ]
-    assert offences(tmp_path, FOLDERS, programs(tmp_path)) == ["tools.compare imports convert"]
-    assert offences(tmp_path, FOLDERS, OPTIONAL, at_import=True) == ["pipelines.loader imports nvidia.dali"]
-    assert shadows(tmp_path) == ["profile.py"]
+    assert [edge for edge in sorted(edges) if within(edge[1], OPTIONAL)] == [
+        ("pipelines.loader", "ffcv"),
+        ("tools.bench", "timm"),
+    ]
+    assert {module for module, found in records.items() if found["error"]} == {"tools.bench", "tools.convert", "train"}
+    assert found_in(tmp_path, IN_A_FUNCTION, ["vssl"]) == {"vssl/optim.py"}

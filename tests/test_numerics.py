@@ -62,7 +62,7 @@ def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp
         Trainer(config(f"optim.name={optimizer}", f"run.dir={tmp_path / name}")) for name in ("plain", "scaled")
     )
     scale = scaled.train_step.loss_scale = LossScale(torch.device("cpu"), enabled=True)
-    scale.scale.fill_(2.0**120)  # more than float32's gradients can bear
+    scale.scale.fill_(2.0**72)  # more than float32 can bear: the gradients' squares are summed
     batch = first_batch(plain)
     for trainer in (plain, scaled):
         trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, tau=0.9)
@@ -74,9 +74,9 @@ def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp
         if not bad:
             break
         overflows += 1
-        assert scale.scale.item() == 2.0 ** (120 - overflows)
+        assert scale.scale.item() == 2.0 ** (72 - overflows)
         assert all(torch.equal(a, b) for a, b in zip(before, scaled.train_step.method.parameters(), strict=True))
-    assert 10 < overflows < 120
+    assert 3 < overflows < 72
     plain.train_step(batch)
     # A power of two changes exponents alone.
     for part in ("method", "probe"):

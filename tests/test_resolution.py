@@ -71,9 +71,9 @@ def stop_at_step(config, number):
 
 
 def test_a_run_resumed_at_a_smaller_size_ends_with_the_same_bytes(config, tmp_path):
-    keys = ["data.image_size=16", "train.first_size=8", "train.epochs=4", "checkpoint.every_steps=5"]
+    keys = ["data.image_size=16", "train.first_size=8", "train.epochs=4", "checkpoint.every_steps=2", "data.limit=128"]
     Trainer(config(*keys, f"run.dir={tmp_path / 'whole'}")).fit()
-    stop_at_step(config(*keys), 15)  # in the middle of the second epoch
+    stop_at_step(config(*keys), 6)  # in the middle of the second epoch
     gc.collect()  # which unlocks the run's directory
     Trainer(config(*keys), resume="auto").fit()
     whole, resumed = ((tmp_path / name / "backbone.safetensors").read_bytes() for name in ("whole", "run"))
