@@ -1,10 +1,10 @@
-"""What the command lines share."""
+"""Types of arguments on the command lines."""
 
 import argparse
 
 import pytest
 
-from tools.command import add_config, positive, whole
+from tools.command import positive, whole
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,3 @@ def test_a_number_out_of_its_range_is_refused(kind, text, message):
 def test_both_ends_of_a_range_belong_to_it():
     assert (whole(1, 100)("1"), whole(1, 100)("100"), whole(0)("0")) == (1, 100, 0)
     assert positive("1e-3") == 0.001
-
-
-def test_a_config_is_a_file_and_overrides():
-    parser = argparse.ArgumentParser()
-    add_config(parser, "data.dir=c10")
-    arguments = parser.parse_intermixed_args(["a.b=1", "-c", "x.yaml", "c.d=2"])
-    assert (arguments.config, arguments.overrides) == ("x.yaml", ["a.b=1", "c.d=2"])
