@@ -239,8 +239,6 @@ def test_params_are_drawn_as_the_recipe_says() -> None:
     assert len(found) == 24
     assert stats.chisquare(frequency).pvalue > 1e-4
     # Independent of each other, for example the views' crops and flips.
-    columns = torch.cat(
-        [params["crop"].flatten(1), params["flip"], params["gray"], jitter.brightness, jitter.hue], dim=1
     flip, gray = params["flip"], params["gray"]
     columns = torch.cat([params["crop"].flatten(1), flip, gray, jitter.brightness, jitter.hue], dim=1)
     correlation = torch.corrcoef(columns.double().T)
