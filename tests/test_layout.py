@@ -23,12 +23,12 @@ TIERS = (
     ("vssl.models", "vssl.optim"),
     ("vssl.methods",),
     ("vssl.engine", "vssl.evaluation", "vssl.inference"),
-    ("tools.bench",),
+    ("tools.bench", "tools.charts", "tools.command", "tools.results"),
     ("tools", "train"),
 )
 PACKAGES = {"vssl"}  # holds tiers; belongs to none
 PROGRAMS = len(TIERS) - 1
-IN_A_FUNCTION = r"^\s+(from|import) (vssl|tools)\b"  # where importing the module does not show it
+IN_A_FUNCTION = r"^[ \t]+(from|import) (vssl|tools)\b"  # where importing the module does not show it
 
 Edge = tuple[str, str]  # importer, imported
 

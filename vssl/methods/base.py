@@ -97,7 +97,8 @@ class Method(nn.Module, ABC):
         self, options: MethodOptions, backbone: nn.Module, width: int, *, seed: int = 0, peers: Peers | None = None
     ) -> None:
         super().__init__()
-        self.options, self.seed, self.peers = options, seed, peers or Peers()
+        self.options: Any = options  # of the class's own ``Options``
+        self.seed, self.peers = seed, peers or Peers()
         self.autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext
         self.width = width
         self.teacher = None
@@ -105,7 +106,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def recipe(cls, options: MethodOptions, *, small_images: bool) -> Recipe:
+    def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
         """Settings for ``options`` in which some values may be null; ``small_images``: CIFAR's, else ImageNet-100's."""
 
     @abstractmethod

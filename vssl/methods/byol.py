@@ -4,7 +4,7 @@ Grill et al., Bootstrap Your Own Latent, arXiv 2006.07733.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,9 +36,10 @@ class BYOL(Method):
     """Backbone, projector and predictor (MLPs with bias), and a momentum teacher."""
 
     Options = BYOLOptions
+    teacher: Teacher
 
     @classmethod
-    def recipe(cls, options: BYOLOptions, *, small_images: bool) -> Recipe:
+    def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
         """solo-learn's for a ResNet-18 (da Costa et al., JMLR 2022)."""
         widths = {
             "latent": 256,

@@ -4,7 +4,7 @@ Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transfor
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +55,10 @@ class MoCoV3(Method):
     """Backbone, projector and predictor (MLPs without bias, the projector's end standardised), a momentum teacher."""
 
     Options = MoCoV3Options
+    teacher: Teacher
 
     @classmethod
-    def recipe(cls, options: MoCoV3Options, *, small_images: bool) -> Recipe:
+    def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
         """solo-learn's for a ResNet-18 (da Costa et al., JMLR 2022)."""
         widths = {
             "latent": 256,

@@ -6,7 +6,7 @@ and the cosine terms; its equations were not public to us, so the exact forms be
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -130,9 +130,10 @@ class VSSL(Method):
     """
 
     Options = VSSLOptions
+    teacher: Teacher
 
     @classmethod
-    def recipe(cls, options: VSSLOptions, *, small_images: bool) -> Recipe:
+    def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
         """BYOL's, so that the two differ in nothing but the objective."""
         return BYOL.recipe(options, small_images=small_images)
 
