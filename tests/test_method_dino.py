@@ -147,18 +147,28 @@ def test_prototypes_have_no_gradient_while_they_are_frozen(method):
     assert gradients[0] == 0 and gradients[1] > 0
 
 
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def measured(run):
+    written = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in written if "loss" in line]
 
 
-def test_a_training_lowers_the_loss_and_does_not_collapse(config, tmp_path):
-    settings = ("method.tau=0.9", "optim.name=adamw", "optim.lr=0.03", "train.epochs=6")
-    trainer = Trainer(config(*SMALL, *settings))
-    trainer.fit()
-    measured = [line for line in lines(tmp_path / "run") if "loss" in line]
-    assert measured[-1]["loss"] < 0.9 * measured[0]["loss"]
-    assert measured[-1]["feature_std"] > 0.05 and measured[-1]["kl"] > 0.01
-    assert trainer.train_step.method.centre.abs().sum() > 0
+# Unit vectors of 64 dimensions can be equally near to 64 prototypes; of 8 dimensions they cannot.
+WIDE = ("method.latent=64", "method.projector_hidden=64", "method.prototypes=64", "optim.name=adamw")
+
+
+def test_the_student_learns_from_a_teacher_that_stands_still(config, tmp_path):
+    Trainer(config("method.name=dino", *WIDE, "method.tau=1", "method.centre_momentum=1", "optim.lr=0.01")).fit()
+    first, *_, last = measured(tmp_path / "run")
+    assert last["loss"] < 0.9 * first["loss"]
+    assert last["target_entropy"] == pytest.approx(first["target_entropy"], rel=0.2)
+
+
+def test_a_training_brings_student_and_teacher_together_and_does_not_collapse(config, tmp_path):
+    """The loss itself need not fall: it holds the targets' entropy, which the centre raises."""
+    Trainer(config("method.name=dino", *WIDE, "method.tau=0.99", "optim.lr=0.01", "train.epochs=4")).fit()
+    first, *_, last = measured(tmp_path / "run")
+    assert 0.01 < last["kl"] < 0.8 * first["kl"]
+    assert last["feature_std"] > 0.05
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lars"])
@@ -210,7 +220,7 @@ def test_a_step_that_is_not_finite_leaves_the_centre_as_it_was(config):
     assert step.watch.read()[0] == 1
     assert step.method.centre.isfinite().all() and step.method.centre.abs().sum() > 0
     for a, b in zip(before, everything(trainer), strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(a, b) or not a.is_floating_point()  # BatchNorm counts its calls, which nothing reads
 
 
 @pytest.mark.ddp

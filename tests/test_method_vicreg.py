@@ -55,6 +55,29 @@ def test_loss_and_gradient_are_those_by_hand(embeddings, weights):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
+class Together:
+    """Peers that are all here: what is gathered is every process's rows, in one graph."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def gather(self, rows):
+        return torch.cat([torch.stack(part.chunk(2), dim=1) for part in self.parts])
+
+
+def test_the_mean_of_the_processes_gradients_is_that_of_one_process_with_their_batch():
+    torch.manual_seed(1)
+    images, weight = torch.randn(12, 4), torch.randn(4, D, requires_grad=True)
+    weights = (25.0, 25.0, 1.0)
+    whole = vicreg_loss(images @ weight, *weights, Peers())["loss"]
+    # Process r has images 2r and 2r + 1 in both views.
+    parts = [torch.cat([images[2 * r : 2 * r + 2], images[6 + 2 * r : 8 + 2 * r]]) @ weight for r in range(3)]
+    mean = sum(vicreg_loss(part, *weights, Together(parts))["loss"] for part in parts) / 3
+    torch.testing.assert_close(mean, whole, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(value, weight, retain_graph=True)[0] for value in (mean, whole)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
 def test_collapse_is_what_the_variance_term_punishes_most():
     constant = torch.ones(N, D)
     assert variance_term(constant).item() == pytest.approx(1 - 1e-2)
@@ -131,7 +154,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path):
 
 @pytest.mark.ddp
 def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_path):  # noqa: F811
-    common = ("method.name=vicreg", "optim.name=sgd", "optim.lr=0.05", "data.limit=720", "data.batch_size=36")
+    common = ("method.name=vicreg", "optim.name=sgd", "optim.lr=0.003", "data.limit=720", "data.batch_size=36")
     common += ("train.epochs=1", "train.log_every=1", "optim.warmup_epochs=0")
     runs = {n: config(*common, f"run.dir={tmp_path / f'on-{n}'}") for n in (1, 2)}
     Trainer(runs[1]).fit()
