@@ -139,7 +139,6 @@ def small_config(data_dir, run_dir, *overrides):
         "data.batch_size=32",
         "data.image_size=8",
         "method.projector_hidden=32",
-        "method.predictor_hidden=16",
         "method.latent=8",
         "train.epochs=2",
         "train.compile=false",

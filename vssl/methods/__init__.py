@@ -15,6 +15,8 @@ METHODS = {
     "vssl": "VSSL",
     "byol": "BYOL",
     "moco_v3": "MoCoV3",
+    "vicreg": "VICReg",
+    "dino": "DINO",
 }
 COMPARED = ("vssl", "byol", "moco_v3")  # those that VSSL's claim is about
 

@@ -17,23 +17,25 @@ class Gaussian(NamedTuple):
     logvar: Tensor  # float32 [B, D], log sigma^2
 
 
-def mlp(inputs: int, hidden: int, outputs: int, *, bias: bool = True, standardise: bool = False) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Linear: the head of BYOL (arXiv 2006.07733) and MoCo v3 (arXiv 2104.02057).
+def mlp(
+    inputs: int, hidden: int, outputs: int, *, layers: int = 2, bias: bool = True, standardise: bool = False
+) -> nn.Sequential:
+    """(Linear, BatchNorm, ReLU) for every hidden layer, then Linear. With 2 layers the head of BYOL (arXiv 2006.07733)
+    and MoCo v3 (arXiv 2104.02057), with 3 the expander of VICReg (arXiv 2105.04906).
 
     Args:
         inputs, hidden, outputs: widths.
+        layers: number of linear layers, at least 2.
         bias: of the linear layers; MoCo v3 has none.
         standardise: end with a BatchNorm without affine parameters.
     """
-    layers = [
-        nn.Linear(inputs, hidden, bias=bias),
-        BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, outputs, bias=bias),
-    ]
+    parts: list[nn.Module] = []
+    for width in [inputs] + [hidden] * (layers - 2):
+        parts += [nn.Linear(width, hidden, bias=bias), BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+    parts.append(nn.Linear(hidden, outputs, bias=bias))
     if standardise:
-        layers.append(BatchNorm1d(outputs, affine=False))
-    return nn.Sequential(*layers)
+        parts.append(BatchNorm1d(outputs, affine=False))
+    return nn.Sequential(*parts)
 
 
 def bounded(raw: Tensor, bound: float) -> Tensor:

@@ -1,0 +1,139 @@
+"""DINO: the student gives an image the teacher's soft choice among prototypes for its other view.
+
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.14294; here without multi-crop.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.options import option
+from vssl.methods.base import Method, Output, Recipe, TeacherOptions, swap_views
+from vssl.models.ema import Teacher
+from vssl.models.encoder import Encoder, per_view
+
+__all__ = ["DINO", "DINOHead", "DINOOptions", "dino_loss"]
+
+
+class DINOHead(nn.Module):
+    """Linear, GELU, Linear, GELU, Linear, the row scaled to length 1, and its cosines to the prototypes.
+
+    Appendix C of the paper. Its weight-normalised last layer with all lengths fixed at 1 is a plain weight here whose
+    rows are normalised when it is used: the same function of the same weight, with the same gradient.
+    [B, inputs] -> float32 [B, prototypes] in [-1, 1].
+
+    Args:
+        inputs, hidden, bottleneck: widths.
+        prototypes: their number.
+    """
+
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self.mlp[::2]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def forward(self, features: Tensor, frozen: Tensor | None = None) -> Tensor:
+        """``frozen``: bool, a scalar; where it is true the prototypes get a gradient of 0."""
+        embedding, weight = self.mlp(features), self.prototypes.weight
+        if frozen is not None:
+            weight = torch.where(frozen, weight.detach(), weight)
+        # In bfloat16 a cosine is off by up to 1/500: divided by the teacher's temperature, a twentieth of a nat.
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(embedding.float(), dim=1) @ F.normalize(weight, dim=1).T
+
+
+def dino_loss(
+    student: Tensor, teacher: Tensor, centre: Tensor, *, student_temperature: float, teacher_temperature: float
+) -> dict[str, Tensor]:
+    """Cross-entropy of the student's choices to the teacher's for the other view, the mean of both directions.
+
+    Algorithm 1 of the paper: H(t1, s2) / 2 + H(t2, s1) / 2 with H(t, s) = -sum_k P_t log P_s, P_s = softmax(s / T_s)
+    and P_t = softmax((t - centre) / T_t). Centring keeps any one prototype from winning always, sharpening
+    (T_t < T_s) keeps the choice from becoming uniform.
+
+    Args:
+        student, teacher: float32 [2B, K], the B rows of view 1 first; the teacher gets no gradient.
+        centre: float32 [K].
+        student_temperature, teacher_temperature: T_s and T_t, > 0.
+
+    Returns:
+        ``loss``, >= 0, and detached scalars: ``target_entropy`` (of P_t, in [0, log K]) and ``kl`` (of P_s from P_t),
+        whose sum it is. A ``kl`` of 0 means collapse: the teacher says the same of all images (section 5.3).
+    """
+    log_target = F.log_softmax((swap_views(teacher.detach()) - centre) / teacher_temperature, dim=1)
+    log_choice = F.log_softmax(student / student_temperature, dim=1)
+    target = log_target.exp()
+    loss = -(target * log_choice).sum(dim=1).mean()
+    entropy = -(target * log_target).sum(dim=1).mean()
+    return {"loss": loss, "target_entropy": entropy, "kl": loss.detach() - entropy}
+
+
+@dataclass(frozen=True)
+class DINOOptions(TeacherOptions):
+    name: Literal["dino"] = option("dino", "which method")
+    prototypes: int = option(4096, "K, number of prototypes that images are told apart by", low=2)
+    student_temperature: float = option(0.1, "of the student's softmax", low=1e-6)
+    teacher_temperature: float = option(0.04, "of the teacher's softmax; lower is sharper", low=1e-6)
+    centre_momentum: float = option(
+        0.9, "m of the centre of the teacher's outputs: c <- m c + (1 - m) mean of the batch", low=0.0, high=1.0
+    )
+    frozen_epochs: int = option(1, "epochs at the start in which the prototypes keep their directions", low=0)
+
+
+class DINO(Method):
+    """Backbone and head, ``latent`` wide at its bottleneck, a momentum teacher, and the centre of what that one says.
+
+    Frozen prototypes have a gradient of 0. Weight decay still scales them, which their normalisation undoes. The
+    teacher's temperature is constant, as in the authors' program by default; the paper's warm-up to 0.07 is left out.
+
+    Attributes:
+        centre: float32 [prototypes], the moving average of the teacher's outputs over the batches of all processes.
+    """
+
+    Options = DINOOptions
+
+    @classmethod
+    def recipe(cls, options: DINOOptions, *, small_images: bool) -> Recipe:
+        """solo-learn's for a ResNet-18, the same on CIFAR and on ImageNet-100 (da Costa et al., JMLR 2022)."""
+        return Recipe("lars", 0.3, 1e-6, {"tau": 0.9995, "latent": 256, "projector_hidden": 2048})
+
+    def build(self, backbone: nn.Module, width: int) -> None:
+        options = self.options
+        head = DINOHead(width, options.projector_hidden, options.latent, options.prototypes)
+        self.student = Encoder(backbone, head)
+        self.teacher = Teacher(self.student)
+        self.register_buffer("centre", torch.zeros(options.prototypes))
+
+    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+        """Metrics are those of ``dino_loss``."""
+        options, frozen = self.options, epoch < self.options.frozen_epochs
+
+        def choose(images: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.student.backbone(images)
+            return features, self.student.projector(features, frozen)
+
+        with self.autocast():
+            _, targets = per_view(self.teacher, views)
+            features, choices = per_view(choose, views)
+        metrics = dino_loss(
+            choices,
+            targets,
+            self.centre,
+            student_temperature=options.student_temperature,
+            teacher_temperature=options.teacher_temperature,
+        )
+        self._move_centre(targets)
+        return Output(metrics.pop("loss"), features, metrics)
+
+    @torch.no_grad()
+    def _move_centre(self, outputs: Tensor) -> None:
+        """Equation 4 of the paper: the centre, in place, towards the mean of the teacher's outputs [2B, K]."""
+        self.centre.lerp_(self.peers.mean(outputs.mean(dim=0)), 1.0 - self.options.centre_momentum)

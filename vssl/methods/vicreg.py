@@ -1,0 +1,106 @@
+"""VICReg: both views of an image get the same embedding, whose dimensions all vary and share nothing with each other.
+
+Bardes, Ponce and LeCun, VICReg: Variance-Invariance-Covariance Regularization, arXiv 2105.04906.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.options import option
+from vssl.collectives import Peers
+from vssl.methods.base import Method, MethodOptions, Output, Recipe
+from vssl.models.encoder import Encoder, per_view
+from vssl.models.heads import mlp
+
+__all__ = ["VICReg", "VICRegOptions", "covariance_term", "variance_term", "vicreg_loss"]
+
+
+def variance_term(z: Tensor, *, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
+    """How far the standard deviations lie below ``gamma``: a scalar in [0, gamma).
+
+    v(Z) = 1/D sum_d max(0, gamma - sqrt(Var(z_d) + eps)), with the unbiased variance over the rows (equations 1 and 2).
+
+    z: float32 [N, D], N >= 2.
+    """
+    return F.relu(gamma - (z.var(dim=0) + eps).sqrt()).mean()
+
+
+def covariance_term(z: Tensor) -> Tensor:
+    """How much the dimensions say of each other: a scalar, >= 0.
+
+    c(Z) = 1/D sum_{i != j} C_ij^2, with C the unbiased covariance over the rows (equations 3 and 4).
+
+    z: float32 [N, D], N >= 2.
+    """
+    centred = z - z.mean(dim=0)
+    covariance = centred.T @ centred / (len(z) - 1)
+    return (covariance - covariance.diagonal().diag()).square().sum() / z.shape[1]
+
+
+def vicreg_loss(
+    embeddings: Tensor, invariance: float, variance: float, covariance: float, peers: Peers
+) -> dict[str, Tensor]:
+    """lambda |Z - Z'|^2 / (N D) + mu (v(Z) + v(Z')) + nu (c(Z) + c(Z')): equation 6.
+
+    As in the paper's algorithm 1 the squared distance is a mean over dimensions too, and the terms of the two views are
+    summed. (The authors' program averages the variance terms: half their weight.)
+
+    Variance and covariance are those of all processes' rows, which takes no factor: a row's gradient is the sum of what
+    all N processes have for it, N times the same, and the average of the weights' gradients over N takes that back.
+
+    Args:
+        embeddings: float32 [2B, D], the B rows of view 1 first.
+        invariance, variance, covariance: the weights lambda, mu and nu.
+        peers: the processes that share the batch.
+
+    Returns:
+        ``loss`` and, without their weights, the detached scalars ``invariance``, ``variance``, ``covariance``.
+    """
+    views = embeddings.chunk(2)
+    everyone = peers.gather(torch.stack(views, dim=1)).unbind(dim=1)
+    terms = {
+        "invariance": F.mse_loss(*views),
+        "variance": sum(variance_term(view) for view in everyone),
+        "covariance": sum(covariance_term(view) for view in everyone),
+    }
+    loss = invariance * terms["invariance"] + variance * terms["variance"] + covariance * terms["covariance"]
+    return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+
+@dataclass(frozen=True)
+class VICRegOptions(MethodOptions):
+    name: Literal["vicreg"] = option("vicreg", "which method")
+    invariance_weight: float = option(25.0, "of the squared distance of an image's two embeddings", low=0.0)
+    variance_weight: float = option(25.0, "of the hinge that keeps standard deviations at 1", low=0.0)
+    covariance_weight: float = option(1.0, "of the squared covariances of different dimensions", low=0.0)
+
+
+class VICReg(Method):
+    """Backbone and a projector of three layers, the expander; no teacher and no predictor.
+
+    The linear layers have no bias: BatchNorm or, after the last one, the loss would take it away again.
+    """
+
+    Options = VICRegOptions
+
+    @classmethod
+    def recipe(cls, options: VICRegOptions, *, small_images: bool) -> Recipe:
+        """solo-learn's for a ResNet-18, the same on CIFAR and on ImageNet-100 (da Costa et al., JMLR 2022)."""
+        return Recipe("lars", 0.3, 1e-4, {"latent": 2048, "projector_hidden": 2048})
+
+    def build(self, backbone: nn.Module, width: int) -> None:
+        options = self.options
+        self.student = Encoder(backbone, mlp(width, options.projector_hidden, options.latent, layers=3, bias=False))
+
+    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+        """Metrics are those of ``vicreg_loss``."""
+        with self.autocast():
+            features, embeddings = per_view(self.student, views)
+        options = self.options
+        weights = options.invariance_weight, options.variance_weight, options.covariance_weight
+        metrics = vicreg_loss(embeddings.float(), *weights, self.peers)
+        return Output(metrics.pop("loss"), features, metrics)
