@@ -4,7 +4,7 @@ Caron et al., Emerging Properties in Self-Supervised Vision Transformers, arXiv 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,9 +99,10 @@ class DINO(Method):
     """
 
     Options = DINOOptions
+    teacher: Teacher
 
     @classmethod
-    def recipe(cls, options: DINOOptions, *, small_images: bool) -> Recipe:
+    def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
         """solo-learn's for a ResNet-18, the same on CIFAR and on ImageNet-100 (da Costa et al., JMLR 2022)."""
         return Recipe("lars", 0.3, 1e-6, {"tau": 0.9995, "latent": 256, "projector_hidden": 2048})
 

@@ -4,7 +4,7 @@ Bardes, Ponce and LeCun, VICReg: Variance-Invariance-Covariance Regularization, 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class VICReg(Method):
     Options = VICRegOptions
 
     @classmethod
-    def recipe(cls, options: VICRegOptions, *, small_images: bool) -> Recipe:
+    def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
         """solo-learn's for a ResNet-18, the same on CIFAR and on ImageNet-100 (da Costa et al., JMLR 2022)."""
         return Recipe("lars", 0.3, 1e-4, {"latent": 2048, "projector_hidden": 2048})
 
