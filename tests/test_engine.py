@@ -159,10 +159,10 @@ def test_accumulation_averages_the_gradients_of_micro_batches(config, tmp_path):
     expected = []
     for part in parts:
         whole.train_step.backward(part)
-        expected.append([w.grad.clone() for w in whole.train_step.method.parameters()])
+        expected.append([w.grad.clone() for w in whole.train_step.method.student.parameters()])
         # BatchNorm's running statistics do not enter a training step's gradients.
     halves.train_step.backward(batch)
-    for a, b, ours in zip(*expected, halves.train_step.method.parameters(), strict=True):
+    for a, b, ours in zip(*expected, halves.train_step.method.student.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, (a + b) / 2, rtol=1e-4, atol=1e-6)
 
 
@@ -187,7 +187,7 @@ def test_the_probes_gradient_never_reaches_the_encoder(config, tmp_path):
         trainer = Trainer(config(f"eval.probe_lr={probe_lr}", f"run.dir={tmp_path / str(probe_lr)}"))
         assert (trainer.train_step.probe is None) == (probe_lr == 0)
         trainer.train_step.backward(first_batch(trainer))
-        gradients.append([w.grad for w in trainer.train_step.method.parameters()])
+        gradients.append([w.grad for w in trainer.train_step.method.student.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
 

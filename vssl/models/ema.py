@@ -50,8 +50,8 @@ class Teacher(nn.Module):
         averaged = [key for key, value in ours.items() if value.is_floating_point()]
         # p <- p - lr (weight_decay p - g)
         torch._fused_sgd_(
-            [ours[key].data for key in averaged],
-            [theirs[key].data for key in averaged],
+            [ours[key] for key in averaged],
+            [theirs[key] for key in averaged],
             [],
             lr=rate,
             weight_decay=1.0,
