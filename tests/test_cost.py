@@ -1,5 +1,6 @@
-"""What a new packed format and a new source cost: one module and one line each. Proved on a copy of the project."""
+"""What a new part of each kind costs: the worked examples of docs/architecture.md, put into a copy of the project."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,87 +12,9 @@ from pipelines.formats import FORMATS, find_format
 from pipelines.formats.protocol import Format
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = (ROOT / "docs/architecture.md").read_text()
 
-FORMAT = '''
-"""Pixels of images of one size, in an .npz file."""
-
-import numpy as np
-
-from pipelines.formats.checksums import Checksums, checksum, checksum_file
-from pipelines.images import Sample
-
-
-class Writer:
-    raw_pixels, max_side, stores_jpegs, keep_small_jpegs = 2**62, 8, False, False
-
-    def __init__(self, folder, split, capacity):
-        self.folder, self.split, self.samples, self.labels = folder, split, [], []
-
-    def add(self, sample, label):
-        self.samples.append(sample)
-        self.labels.append(label)
-
-    def close(self):
-        pixels = [np.frombuffer(one.data, np.uint8).reshape(one.height, one.width, 3) for one in self.samples]
-        sums = [checksum(label, *image.shape[:2], image) for label, image in zip(self.labels, pixels)]
-        np.savez(self.folder / f"{self.split}.npz", pixels=np.stack(pixels), labels=np.array(self.labels))
-        np.save(self.folder / checksum_file(self.split), np.array(sums, np.uint32))
-
-
-class Reader:
-    def __init__(self, folder, split):
-        self.path = folder / f"{split}.npz"
-        content = np.load(self.path)
-        self.pixels, self.labels = content["pixels"], content["labels"]
-        self.sizes = np.full((len(self.labels), 2), self.pixels.shape[1:3], np.int32)
-        self.checksums = Checksums(folder, split, self.labels, self.sizes)
-
-    def image(self, index):
-        self.checksums.check(index, self.pixels[index], self.path)
-        return self.pixels[index]
-
-    def close(self):
-        pass
-
-
-open_reader = Reader
-
-
-def file_names(split, present):
-    return {f"{split}.npz", checksum_file(split)}
-
-
-def read_labels_and_sizes(folder, split):
-    reader = Reader(folder, split)
-    return reader.labels, reader.sizes
-
-
-def iter_samples(folder, split, start, stop):
-    reader = Reader(folder, split)
-    for index in range(start, stop):
-        image = reader.image(index)
-        yield Sample(*image.shape[:2], False, image.tobytes())
-
-
-def find_loader():
-    return None
-'''
-
-SOURCE = '''
-"""Images of one brightness each."""
-
-import numpy as np
-
-from pipelines.sources.base import Source, from_arrays
-
-
-def load(dataset, source):
-    levels = np.array([10, 20, 200, 210], np.uint8)
-    pixels = np.broadcast_to(levels[:, None, None, None], (4, 5, 6, 3))
-    return Source(("dark", "light"), {"train": from_arrays("train", pixels, np.array([0, 0, 1, 1]))})
-'''
-
-PROGRAM = """
+READ_PLATES = """
 import torch
 from pipelines.config import AugmentConfig, DataConfig
 from pipelines.formats.packed import open_packed
@@ -108,40 +31,95 @@ for name in ("auto", "plain", "torch"):
     print(type(loader).__name__, batch.labels.tolist(), list(batch.pixels.shape), levels.tolist())
 """
 
+COMPARE_DRAWS = """
+import dataclasses, torch
+from pipelines.augment.views import Augment
+from pipelines.config import AugmentConfig
 
-@pytest.fixture
-def project(tmp_path):
-    """A copy of the data's part of the project."""
-    for folder in ("pipelines", "tools"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
-
-
-def add_line(path, before, line):
-    """Put one line in front of another."""
-    lines = path.read_text().splitlines()
-    lines.insert(lines.index(before), line)
-    path.write_text("\n".join(lines) + "\n")
-
-
-def run(project, *arguments):
-    done = subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+size = torch.full((64, 2), 32, dtype=torch.int32)
+without = AugmentConfig(blur=(0.5, 0.5))
+plain, more = (
+    Augment(config, 32).sample_params(3, 1, torch.arange(64), size)
+    for config in (without, dataclasses.replace(without, posterize=(0.5, 0.5)))
+)
+flat = lambda value: value if isinstance(value, tuple) else (value,)
+same = all(torch.equal(a, b) for name in plain for a, b in zip(flat(plain[name]), flat(more[name])))
+print(sorted(set(more) - set(plain)), same, 0 < more["posterize"].float().mean().item() < 1)
+"""
 
 
-def test_a_format_and_a_source_cost_a_module_and_a_line_each(project):
-    (project / "pipelines/formats/plain.py").write_text(FORMAT)
-    add_line(project / "pipelines/formats/__init__.py", '    "resident",', '    "plain",')
-    (project / "pipelines/sources/plates.py").write_text(SOURCE)
-    add_line(project / "pipelines/sources/__init__.py", '    "folder": "folder",', '    "plates": "plates",')
+def apply_examples(project: Path) -> dict[str, int]:
+    """Make the files and the changes that the page shows; how many lines each changed file gained."""
+    gained = {}
+    for path, content in re.findall(r"```python\n# (\S+)\n(.*?)```", DOCS, re.DOTALL):
+        assert not (project / path).exists()
+        (project / path).write_text(content)
+    for diff in re.findall(r"```diff\n(.*?)```", DOCS, re.DOTALL):
+        for part in diff.split("--- ")[1:]:
+            name, *lines = part.splitlines()
+            path = project / name
+            before = text = path.read_text()
+            for line, following in zip(lines, [*lines[1:], ""], strict=True):
+                if line[0] in " -" and following[:1] == "+":
+                    kept = [line[1:]] if line[0] == " " else []
+                    assert text.count(f"{line[1:]}\n") == 1, line
+                    text = text.replace(f"{line[1:]}\n", "\n".join([*kept, following[1:]]) + "\n")
+            path.write_text(text)
+            gained[name] = len(set(text.splitlines()) - set(before.splitlines()))
+    return gained
 
-    out = run(project, "tools/convert.py", "--dataset", "plates", "--format", "plain", "--workers", "1")
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with all the examples in it."""
+    copy = tmp_path_factory.mktemp("project")
+    for folder in ("pipelines", "vssl", "tools", "configs"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", copy)
+    gained = apply_examples(copy)
+    registries = {name: lines for name, lines in gained.items() if name.endswith("__init__.py")}
+    assert len(registries) == 4 and set(registries.values()) == {1}
+    assert gained["pipelines/config.py"] == 1 and gained["pipelines/augment/views.py"] == 2  # an import and the list
+    return copy
+
+
+def run(project, *arguments, code=0):
+    done = subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=200)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_a_format_and_a_source_are_packed_verified_and_read(project):
+    convert = ("tools/convert.py", "--dataset", "plates", "--format", "plain", "--workers", "1")
+    out = run(project, *convert)
     assert "data/plates-plain: plates as plain, 2 classes" in out and "train: 4 images up to 6 x 5" in out
-    out = run(project, "tools/convert.py", "--dataset", "plates", "--format", "plain", "--workers", "1", "--verify")
-    assert "every checksum agrees" in out
+    assert "every checksum agrees" in run(project, *convert, "--verify")
     batch = "TorchLoader [0, 0, 1, 1] [4, 1, 5, 6, 3] [10, 20, 200, 210]\n"
-    assert run(project, "-c", PROGRAM) == 3 * batch
+    assert run(project, "-c", READ_PLATES) == 3 * batch
+
+
+def test_an_augmentation_moves_no_other_draw(project):
+    assert run(project, "-c", COMPARE_DRAWS) == "['posterize'] True True\n"
+
+
+def test_a_method_trains_and_a_protocol_judges_it(project, digits):
+    keys = ("method.name=simsiam", "method.projector_hidden=32", "method.latent=16", "method.bottleneck=8")
+    small = ("train.epochs=1", "train.compile=false", "train.device=cpu", "data.limit=256", "data.batch_size=64")
+    out = run(
+        project,
+        "train.py",
+        "-c",
+        "configs/demo.yaml",
+        *keys,
+        *small,
+        "augment.posterize=[0.5, 0]",
+        f"data.dir={digits}",
+    )
+    assert "kNN top-1 trained" in out and "backbone.safetensors" in out
+    out = run(project, "tools/evaluate.py", "runs/demo", "--protocol", "centroid", "--device", "cpu")
+    assert out.startswith("centroid top-1: 0.")
+    refused = run(project, "train.py", "-c", "configs/demo.yaml", "method.name=byol", "method.bottleneck=64", code=2)
+    assert "method.bottleneck is an option of method.name=simsiam, not of byol" in refused
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,6 +1,7 @@
 """The step and the loop: what a step changes, exact resume, bad steps, the run directory."""
 
 import copy
+import gc
 import json
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from conftest import small_config
 from safetensors.torch import load_file
 from training import everything, first_batch
 
+from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
 from vssl.config import to_yaml
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
 from vssl.engine.trainer import Stopped, Trainer
+from vssl.models.backbones import build_backbone
 
 
 def lines(run_dir):
@@ -318,3 +321,57 @@ def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
     assert runners[1].captured
     for a, b in zip(everything(runs[0]), everything(runs[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_update_says_what_became_of_the_step_and_leaves_the_metrics_alone(config):
+    trainer = Trainer(config())
+    step, batch = trainer.train_step, first_batch(trainer)
+    metrics = step.backward(batch)
+    before = dict(metrics)
+    update = step.update(metrics["loss"])
+    assert update.good.item() and update.grad_norm.item() > 0
+    assert metrics == before and "grad_norm" not in metrics
+
+
+def test_a_resumed_checkpoint_is_not_kept_in_memory(config):
+    """Only what a fresh run holds is left of it: the optimizer's state, which a fresh run makes in its first step."""
+
+    def tensors_of(trainer):
+        gc.collect()
+        mine = {id(value) for value in everything(trainer)}
+        return sum(torch.is_tensor(thing) and id(thing) not in mine for thing in gc.get_objects())
+
+    trainer = Trainer(config("train.epochs=1"))
+    trainer.fit()
+    trainer.directory.close()
+    fresh = tensors_of(trainer)
+    weights = len(list(trainer.train_step.method.state_dict()))
+    del trainer
+    resumed = Trainer(config("train.epochs=2"), resume="auto")
+    assert tensors_of(resumed) < fresh + weights // 2
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "timm:convnext_atto", "timm:vit_tiny_patch16_224"])
+def test_a_network_of_timms_trains_and_its_export_loads_there(config, tmp_path, name):
+    timm = pytest.importorskip("timm")
+    keys = ["data.limit=16", "data.batch_size=8", "data.image_size=32", "train.epochs=1", "train.log_every=1"]
+    trainer = Trainer(config(f"model.backbone={name}", *keys))
+    trainer.fit()
+    assert all(line["loss"] < 100 for line in lines(tmp_path / "run") if "loss" in line)
+    weights = load_file(tmp_path / "run" / "backbone.safetensors")
+    size = {"img_size": 32} if "vit" in name else {}
+    timm.create_model(name.removeprefix("timm:"), num_classes=0, **size).load_state_dict(weights, strict=True)
+
+
+@pytest.mark.parametrize(("side", "small"), [(SMALL_IMAGE, True), (SMALL_IMAGE + 1, False)])
+def test_stem_and_recipe_agree_on_what_a_small_image_is(config, side, small):
+    settings = resolve(
+        config("method.name=byol", "optim.lr=null", f"data.image_size={side}", "model.backbone=resnet18")
+    )
+    backbone, _ = build_backbone(settings.model, side)
+    assert (settings.optim.lr == 1.0) == (backbone.conv1.stride == (1, 1)) == small
+
+
+def test_a_micro_batch_of_one_image_is_refused(config):
+    with pytest.raises(UserError, match=r"data\.batch_size=2 leaves BatchNorm a single image, .* make it at least 4"):
+        Trainer(config("data.batch_size=2", "train.accumulate=2"))

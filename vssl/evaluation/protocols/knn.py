@@ -1,0 +1,32 @@
+"""Weighted kNN by cosine similarity, and the health of val's features."""
+
+from pipelines.formats.packed import Packed
+from vssl.evaluation.health import alignment, feature_std, rankme, uniformity
+from vssl.evaluation.offline import OfflineEvaluation
+
+__all__ = ["describe", "measure", "takes_foreign"]
+
+takes_foreign = False
+
+_HEALTH = ("feature_std", "rankme", "uniformity", "alignment")
+
+
+def measure(
+    evaluation: OfflineEvaluation, foreign: Packed | None = None, *, k: int = 20, temperature: float = 0.07
+) -> dict:
+    """As ``EvaluationProtocol.measure``; ``k`` and ``temperature`` as in ``knn_predict``."""
+    features, labels = evaluation.features("val")
+    votes = evaluation.knn_votes(k=k, temperature=temperature)
+    both_views = evaluation.of_views(lambda views: evaluation.model.backbone(views).chunk(2))
+    return evaluation.report("knn", votes, labels) | {
+        "k": k,
+        "temperature": temperature,
+        "feature_std": feature_std(features).item(),
+        "rankme": rankme(features).item(),
+        "uniformity": uniformity(features).item(),
+        "alignment": alignment(*both_views).item(),
+    }
+
+
+def describe(report: dict) -> list[str]:
+    return [f"{name}: {report[name]:.4g}" for name in _HEALTH]
