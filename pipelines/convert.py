@@ -31,8 +31,8 @@ __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
 
 DIGITS_DIR = Path("data/digits-resident")  # where the programs expect the digits, and pack them when they are absent
 
-_CHUNK = 16  # images a worker prepares at a time; a stop waits for those under way
-_VERIFY_CHUNK = 2048  # samples a worker checks at a time; each time it reads the split's table
+_CHUNK = 16  # images that a worker prepares at a time; a stop waits for those under way
+_VERIFY_CHUNK = 2048  # samples that a worker checks at a time; each time it reads the split's table
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def convert(
         quality: encode every image as a JPEG of this quality. None: JPEG files that need nothing done keep their
             bytes (in the ffcv format only those of more than 64 x 64 pixels), other images of at most 64 x 64 pixels
             are stored without loss, the rest is encoded at quality 90; a format that stores only pixels keeps all.
-        workers: processes; 0: one a core.
+        workers: processes; 0: one per core.
         on_error: what an unusable image does: ``fail`` or ``skip``.
 
     Raises:

@@ -20,7 +20,7 @@ class Sampler:
 
     Args:
         count: samples in the split.
-        batch_size: samples a batch over all ranks.
+        batch_size: samples per batch, over all ranks.
         seed: of the permutation; >= 0.
         rank, world_size: this process takes ``np.array_split(batch, world_size)[rank]``, so that every world size
             sees the same global batches.

@@ -49,7 +49,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class MetricsWriter:
-    """One JSON object a line in ``metrics.jsonl``; TensorBoard events where it is installed; a bar on a terminal.
+    """One JSON object per line in ``metrics.jsonl``; TensorBoard events where it is installed; a bar on a terminal.
 
     Args:
         directory: the run directory.
@@ -98,7 +98,7 @@ class MetricsWriter:
             )
 
     def advance(self, step: int) -> None:
-        """Move the bar; it redraws itself a few times a second."""
+        """Move the bar; it redraws itself a few times per second."""
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
