@@ -67,7 +67,7 @@ class OfflineEvaluation:
         return self._report("linear", linear_predict(weights, features)[0], labels) | {
             "epochs": epochs,
             "seed": seed,
-            "learning_rate": max(held_out, key=held_out.get),
+            "learning_rate": max(held_out, key=held_out.__getitem__),
             "held_out_top1": {f"{rate:.4g}": top1 for rate, top1 in held_out.items()},
         }
 
