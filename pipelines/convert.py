@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -185,7 +185,7 @@ def _cores(workers: int) -> int:
     return workers or len(os.sched_getaffinity(0))
 
 
-def _map_in_order(function: Callable, arguments: Iterable, workers: int) -> Iterator:
+def _map_in_order(function: Callable, arguments: Iterable, workers: int) -> Generator:
     """``map`` over processes (none for one worker) that runs only a little ahead of whoever takes the results."""
     if workers == 1:
         yield from map(function, arguments)
@@ -209,9 +209,11 @@ def _map_in_order(function: Callable, arguments: Iterable, workers: int) -> Iter
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -8,7 +8,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import UserError
 
@@ -66,14 +66,14 @@ def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
     image, storable = decode(source) if isinstance(source, bytes) else (Image.fromarray(source), False)
     scale = (recipe.max_resolution or math.inf) / max(image.size)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        image, storable = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0), False
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image, storable = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0), False
     width, height = image.size
     if max(width, height) > recipe.max_side:
         raise ImageError(f"has {width} x {height} pixels, more than {recipe.max_side:,} a side: give --max-resolution")
     if recipe.quality is None:
         small = width * height <= recipe.raw_pixels
-        if storable and (recipe.keep_small_jpegs or not small):
+        if storable and isinstance(source, bytes) and (recipe.keep_small_jpegs or not small):
             return Sample(height, width, True, source)
         if small:
             return Sample(height, width, False, image.tobytes())
@@ -109,7 +109,7 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
             return _decode(data)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError("is not an image of a known format") from None
     except ImageError:
         raise
@@ -118,7 +118,7 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
 
 
 def _decode(data: bytes) -> tuple[Image.Image, bool]:
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     pixels = None
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):  # MPO: a JPEG with further frames behind it
         pixels = _decode_jpeg(data, image.height, image.width)

@@ -103,9 +103,9 @@ def draw_methods(report: dict) -> Figure:
     curves.set(xlabel="epoch", ylabel="kNN top-1 during training, %")
     curves.grid(alpha=0.3)
     curves.legend()
-    seeds = ", ".join(str(run["seed"]) for run in first["runs"])
+    numbers = ", ".join(str(run["seed"]) for run in first["runs"])
     model, train = first["config"]["model"], first["config"]["train"]
-    figure.suptitle(f"{model['backbone']}, {train['epochs']} epochs, seeds {seeds}", fontsize=10)
+    figure.suptitle(f"{model['backbone']}, {train['epochs']} epochs, seeds {numbers}", fontsize=10)
     return figure
 
 

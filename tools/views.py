@@ -42,7 +42,7 @@ def main() -> None:
     loader = build_loader(
         data, config.augment, packed, "train", train=True, seed=config.train.seed, device=torch.device("cpu")
     )
-    views = {}
+    views: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for epoch in range(arguments.epochs):
         loader.set_epoch(epoch)
         for batch in loader:
@@ -94,8 +94,8 @@ def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
     """Resize uint8 [H, W, 3] to a longest side of ``cell``: smaller smoothly, larger by whole visible pixels."""
     image = Image.fromarray(pixels)
     scale = cell / max(image.size)
-    size = tuple(max(1, round(length * scale)) for length in image.size)
-    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
         if _is_section(field):
             if not isinstance(value, dict):
                 raise UserError(f"{key} must be a section of keys, not {value!r}")
-            chosen = _choose_variant(field, value, key) if "variants" in field.metadata else field.type
+            chosen: Any = _choose_variant(field, value, key) if "variants" in field.metadata else field.type
             given[name] = _read(value, chosen, key + ".", schema)
         else:
             given[name] = _convert(key, value, field.type)
@@ -75,15 +75,26 @@ def _is_section(field: dataclasses.Field) -> bool:
 def _choose_variant(field: dataclasses.Field, values: dict, section: str) -> type:
     """The dataclass that the section's ``name`` asks for, after a check that no key is another variant's."""
     classes = field.metadata["variants"]()
-    name = values.get("name", field.default_factory().name)
+    name = values.get("name", _default(field).name)
     if name not in classes:
         raise UserError(f"{section}.name must be {' or '.join(classes)}, not {name!r}")
-    keys = {variant: {f.name for f in dataclasses.fields(cls)} for variant, cls in classes.items()}
+    keys = {variant: _names(cls) for variant, cls in classes.items()}
     for key in values:
         owners = [variant for variant in classes if key in keys[variant]]
         if owners and name not in owners:
             raise UserError(f"{section}.{key} is an option of {section}.name={' or '.join(owners)}, not of {name}")
     return classes[name]
+
+
+def _default(section: dataclasses.Field) -> Any:
+    """What a section is if nothing is said of it."""
+    factory: Any = section.default_factory  # a section always has one
+    return factory()
+
+
+def _names(section: type) -> set[str]:
+    """Of a section's keys."""
+    return {field.name for field in dataclasses.fields(section)}
 
 
 def _is_union(expected: Any) -> bool:
@@ -127,7 +138,7 @@ def _convert(key: str, value: Any, expected: Any) -> Any:
     raise UserError(f"{key} must be {_type_name(expected)}, not {value!r}")
 
 
-def _fields(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
+def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
     """Every key with its field, and for a key of a variant the names of the variants that have it ("": all)."""
     for field in dataclasses.fields(schema):
         key = prefix + field.name
@@ -165,7 +176,7 @@ def _unknown(key: str, schema: type) -> UserError:
 
 def to_dict(config: Any) -> dict:
     """Nested dict of plain values (tuples as lists); ``from_dict`` reads it back."""
-    plain = {}
+    plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -202,7 +213,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r}: the value is not valid YAML") from error
         section, dot, name = key.partition(".")
-        if not dot or section not in (field.name for field in dataclasses.fields(schema)):
+        if not dot or section not in _names(schema):
             raise _unknown(key, schema)
         if values.get(section) is None:
             values[section] = {}
@@ -238,7 +249,7 @@ def explain(schema: type) -> str:
 
 def _document(field: dataclasses.Field) -> str:
     """What a section is about: its dataclass's docstring."""
-    section = field.type if isinstance(field.type, type) else type(field.default_factory())
+    section = field.type if isinstance(field.type, type) else type(_default(field))
     return " ".join((section.__doc__ or "").split())
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def build_optimizer(
     ``lr`` is a float32 scalar tensor on the weights' device, shared by all groups: a schedule writes into it.
     """
     weights = [w for module in modules for w in module.parameters() if w.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [w for w in weights if w.ndim > 1]},
         {"params": [w for w in weights if w.ndim <= 1]},
     ]

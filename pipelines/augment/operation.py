@@ -1,7 +1,7 @@
 """What an operation on the colours of the views is: how its parameters are drawn, and how they are applied."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from pipelines.rng import Draws
 __all__ = ["Operation", "Params", "Planes", "choose", "flatten_views"]
 
 Planes = tuple[Tensor, Tensor, Tensor]  # red, green, blue: float32 [N, H, W] in [0, 1]
-Params = Tensor | tuple[Tensor | None, ...]  # of one operation: [B, 2, ...] each, of every image and view
+Params: TypeAlias = Tensor | tuple[Tensor | None, ...]  # of one operation: [B, 2, ...] each, of every image and view
 
 
 class Operation(ABC):
@@ -33,8 +33,12 @@ class Operation(ABC):
         """Draw the parameters, by names that no other operation uses. A view not chosen gets a neutral value."""
 
     @abstractmethod
-    def apply(self, planes: Planes, params: Params) -> Planes:
-        """Change the ``planes`` of N = 2B views, the B first ones before the B second ones; a pure function."""
+    def apply(self, planes: Planes, params: Any) -> Planes:
+        """Change the ``planes`` of N = 2B views, the B first ones before the B second ones; a pure function.
+
+        Args:
+            params: as ``sample`` of the same class gives them.
+        """
 
 
 def choose(draws: Draws, name: str, probabilities: tuple[float, float]) -> Tensor:

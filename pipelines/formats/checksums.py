@@ -8,6 +8,7 @@ import mmap
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ _TABLE_ENTRY = struct.Struct("<qii")
 
 def checksum(label: int, height: int, width: int, stored: bytes | np.ndarray) -> int:
     """CRC-32 of a sample: of its label (int64), height and width (int32), little endian, and then its stored bytes."""
-    return zlib.crc32(stored, zlib.crc32(_TABLE_ENTRY.pack(label, height, width)))
+    buffer: Any = stored  # numpy's annotations call an array one from Python 3.12 on
+    return zlib.crc32(buffer, zlib.crc32(_TABLE_ENTRY.pack(label, height, width)))
 
 
 def checksum_file(split: str) -> str:

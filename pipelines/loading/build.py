@@ -3,11 +3,11 @@
 import torch
 
 from pipelines.augment.views import Augment
-from pipelines.batch import Loader
 from pipelines.config import AugmentConfig, DataConfig
 from pipelines.errors import UserError
 from pipelines.formats import FORMATS, find_format
 from pipelines.formats.packed import Packed, open_reader
+from pipelines.loading.base import BaseLoader
 from pipelines.loading.sampler import Sampler
 from pipelines.loading.torch import TorchLoader
 from pipelines.options import check_options
@@ -26,7 +26,7 @@ def build_loader(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
-) -> Loader:
+) -> BaseLoader:
     """Make the loader of a split.
 
     Args:
@@ -60,7 +60,7 @@ def build_loader(
     return loader(packed, split, reader, sampler, data, Augment(augment, data.image_size), device, train=train)
 
 
-def _find_loader(name: str, packed: Packed) -> type:
+def _find_loader(name: str, packed: Packed) -> type[BaseLoader]:
     """The class that ``data.loader`` means for a packed data set."""
     if name == "torch":
         return TorchLoader

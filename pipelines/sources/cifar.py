@@ -12,7 +12,7 @@ import pickle
 import tarfile
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from tqdm import tqdm
@@ -95,7 +95,7 @@ def load(dataset: str, source: Path | None) -> Source:
     return Source(tuple(name.decode() if isinstance(name, bytes) else name for name in classes), splits)
 
 
-def _is_names(value: object, count: int) -> bool:
+def _is_names(value: object, count: int) -> TypeGuard[list[bytes | str]]:
     return isinstance(value, list) and len(value) == count and all(isinstance(name, (bytes, str)) for name in value)
 
 
@@ -145,8 +145,8 @@ def _read_archive(archive: Archive, path: Path, names: tuple[str, ...]) -> dict[
                     raise UserError(f"{path}: refused, its member {member.name!r} points outside")
                 if not (member.isfile() or member.isdir()) or member.size > _MAX_MEMBER or (wanted and name in found):
                     raise UserError(f"{path}: refused, its member {member.name!r} is a link, too large or there twice")
-                if wanted and member.isfile():
-                    found[name] = tar.extractfile(member).read()
+                if wanted and (file := tar.extractfile(member)) is not None:  # None: a folder
+                    found[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a tar archive: {error}") from error
     for name in names:

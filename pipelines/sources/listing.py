@@ -27,7 +27,9 @@ def class_folders(root: Path, folder: Path, names: Sequence[str], classes: Seque
     Raises:
         UserError: a class folder holds no image.
     """
-    paths, labels, ignored = [], [], []
+    paths: list[str] = []
+    labels: list[int] = []
+    ignored: list[str] = []
     place = {name: index for index, name in enumerate(classes)}
     for name in names:
         before = len(paths)

@@ -68,7 +68,9 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
     pace = results / "throughput-cifar10.json"
     places = {"C10": "data/cifar10-resident", "IN100": "data/in100-ffcv", "IN100_DALI": "data/in100-dali"}
     c10, in100, dali = (Path(os.environ.get(key, place)) for key, place in places.items())
-    measure, tiny, plain = (), (), ()
+    measure: tuple[str, ...] = ()
+    tiny: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
     if smoke:
         c10, in100, dali = (SMOKE / name for name in ("resident", "ffcv", "dali"))
         measure = ("--repeats", "2", "--seconds", "0.05")
@@ -146,6 +148,7 @@ def _run(words: list[str], seconds: float) -> list[str]:
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     signal.signal(signal.SIGALRM, lambda *_: process.terminate())  # a training saves, and can continue
     signal.alarm(max(1, round(seconds)))
+    assert process.stdout is not None  # it is a pipe
     lines = []
     for line in process.stdout:
         print(" ", line, end="", flush=True)

@@ -60,6 +60,7 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
     head = report_head(_CPU)
     data = DataConfig(batch_size=arguments.batch_size, workers=arguments.workers)
     data = replace(data, workers=worker_count(data), drop_last=False)
+    images: Photographs | Pixels
     if arguments.packed:
         images = open_pixels(arguments.packed, arguments.images or 10_000)
         described = images.describe()
@@ -67,7 +68,7 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
         longest = arguments.max_resolution or None
         images = prepare_photographs(arguments.source, arguments.work, arguments.images or 1000, longest, data.workers)
         described = {"max_resolution": longest, **images.describe()}
-    data = replace(data, image_size=arguments.image_size or (images.side if arguments.packed else 224))
+    data = replace(data, image_size=arguments.image_size or (images.side if isinstance(images, Pixels) else 224))
     rates = measure(images, data, names, arguments.repeats)
     print(summarise(rates))
     report = {
@@ -130,7 +131,7 @@ def _describe(name: str, rate: Rate) -> dict:
 
 def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], repeats: int) -> dict[str, Rate]:
     """Time epochs of the candidates named, task by task: one of each in turn, after one of each to warm up."""
-    rates = {}
+    rates: dict[str, Rate] = {}
     for task in TASKS:
         if task == "views":
             _keep_freed_memory()
@@ -203,7 +204,8 @@ def _open(setting: Setting, kind: str, **changes: Any) -> Loader:
         packed, changes = images.packed, changes | {"limit": images.count}
     else:
         packed = images.dali if kind == "dali" else images.ffcv
-    data = replace(setting.data, loader=kind, canvas=_longest(packed), **changes)
+    changes |= {"loader": kind, "canvas": _longest(packed)}
+    data = replace(setting.data, **changes)
     loader = build_loader(data, setting.recipe, packed, "train", train=True, seed=0, device=_CPU)
     setting.closing.callback(loader.close)
     return loader

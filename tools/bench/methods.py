@@ -186,7 +186,7 @@ def measure_pace(configs: dict[str, Config], repeats: int, seconds: float) -> di
         homes = {name: closing.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for name in configs}
         for name, config in configs.items():
             homes[name].submit(_open_run, config, seconds).result()
-        blocks = {name: [] for name in configs}
+        blocks: dict[str, list[float]] = {name: [] for name in configs}
         for _ in range(repeats):
             for name, home in homes.items():
                 blocks[name].append(home.submit(_train_block).result())
@@ -248,4 +248,6 @@ def _paired(first: Measured, other: Measured, key: str) -> tuple[float, float | 
     theirs = {run["seed"]: run[key] for run in other.runs}
     differences = [{key: run[key] - theirs[run["seed"]]} for run in first.runs]
     paired = Measured(first.arm, differences)
-    return paired.mean(key), paired.standard_error(key)
+    mean = paired.mean(key)
+    assert mean is not None  # they share a seed
+    return mean, paired.standard_error(key)

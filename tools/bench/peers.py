@@ -40,7 +40,7 @@ def bare_dali(setting: Setting) -> Epoch:
     from nvidia.dali import Pipeline, fn, types
 
     data = setting.data
-    reader = open_reader(setting.images.dali, "train")
+    reader: Any = open_reader(setting.photographs.dali, "train")  # with the encoded files
     index = np.random.default_rng(0).permutation(len(reader.labels))
     size = torch.from_numpy(reader.sizes[index])
     crop = Augment(setting.recipe, data.image_size).sample_crops(0, 0, torch.from_numpy(index), size)
@@ -73,7 +73,7 @@ def bare_dali(setting: Setting) -> Epoch:
 
 
 def bare_libjpeg(setting: Setting, *, aligned: bool = False) -> Epoch:
-    data, packed = setting.data, setting.images.ffcv
+    data, packed = setting.data, setting.photographs.ffcv
     decoder = JpegDecoder(packed.dir / "train.beton", data.workers, aligned=aligned)
     setting.closing.callback(decoder.close)
     order = np.random.default_rng(0).permutation(packed.splits["train"].count)
@@ -85,7 +85,7 @@ def bare_planes(setting: Setting) -> Epoch:
     """libjpeg-turbo without the last step to RGB: half the bytes, for a device that would do the rest."""
     from turbojpeg import TurboJPEG
 
-    decoder, files = TurboJPEG(), [file.read_bytes() for file in setting.images.files]
+    decoder, files = TurboJPEG(), [file.read_bytes() for file in setting.photographs.files]
     pool = setting.closing.enter_context(ThreadPoolExecutor(setting.data.workers))
 
     def decode(share: list[bytes]) -> int:
@@ -115,7 +115,7 @@ def upstream_ffcv(setting: Setting) -> Epoch:
         for number in (1, 2)
     }
     loader = Loader(
-        str(setting.images.ffcv.dir / "train.beton"),
+        str(setting.photographs.ffcv.dir / "train.beton"),
         batch_size=data.batch_size,
         num_workers=data.workers,
         os_cache=True,
@@ -171,7 +171,7 @@ def torchvision_crops(read: Callable) -> Callable[[Setting], Epoch]:
     def build(setting: Setting) -> Epoch:
         crop = transforms.RandomResizedCrop(setting.data.image_size, antialias=True)
         view = transforms.Compose([crop, transforms.PILToTensor()]) if read is read_pil else crop
-        return _data_loader(setting, _Images(list(map(str, setting.images.files)), read, _Twice(view, view)))
+        return _data_loader(setting, _Images(list(map(str, setting.photographs.files)), read, _Twice(view, view)))
 
     return build
 

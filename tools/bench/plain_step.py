@@ -1,6 +1,7 @@
 """BYOL's step as it is usually written: eager, AMP, channels_last, with torchvision and torch.optim."""
 
 import copy
+from typing import Any
 
 import torch
 import torchvision
@@ -25,13 +26,14 @@ class PlainStep:
             raise UserError(f"model.backbone={config.model.backbone} is none of torchvision's: use resnet18")
         self.device, self.amp = device, resolve_amp(config.train.amp, device)
         backbone = getattr(torchvision.models, config.model.backbone)(weights=None)
-        width, hidden, latent = backbone.fc.in_features, config.method.projector_hidden, config.method.latent
+        method: Any = config.method  # BYOL's options, nothing in them null
+        width, hidden, latent = backbone.fc.in_features, method.projector_hidden, method.latent
         backbone.fc = nn.Identity()
         if config.model.stem == "cifar" or (config.model.stem == "auto" and config.data.image_size <= SMALL_IMAGE):
             backbone.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             backbone.maxpool = nn.Identity()
         self.online = nn.Sequential(backbone, _mlp(width, hidden, latent))
-        self.predictor = _mlp(latent, config.method.predictor_hidden, latent)
+        self.predictor = _mlp(latent, method.predictor_hidden, latent)
         for network in (self.online, self.predictor):
             network.to(device, memory_format=torch.channels_last).train()
         self.target = copy.deepcopy(self.online).requires_grad_(False)

@@ -47,7 +47,7 @@ def advise(
     elif bottleneck == "copy":
         remedy = f"lower data.canvas={config.data.canvas}: fewer pixels are copied"
     elif bottleneck == "augment":
-        key = max(augment_costs, key=augment_costs.get)
+        key = max(augment_costs, key=augment_costs.__getitem__)
         remedy = f"change {key}, which takes {augment_costs[key]:.0%} of it"
     elif device == "cpu":
         remedy = f"train.device=cuda, or a smaller model.backbone than {config.model.backbone}"

@@ -19,6 +19,12 @@ class Setting:
     closing: contextlib.ExitStack
 
     @property
+    def photographs(self) -> Photographs:
+        """The images, for those who read no others."""
+        assert isinstance(self.images, Photographs)
+        return self.images
+
+    @property
     def recipe(self) -> AugmentConfig:
         """BYOL's (arXiv 2006.07733, appendix B)."""
         return AugmentConfig(blur=(0.0, 0.0) if self.data.image_size <= SMALL_IMAGE else (1.0, 0.1))

@@ -4,8 +4,9 @@ import dataclasses
 import itertools
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,24 +59,24 @@ class Throughput:
             config.data, config.augment, self.packed, "train", train=True, seed=seed, device=self.device
         )
         self.timer = Timer(self.device, repeats, seconds)
-        self._run: Callable[[Batch], None] | None = None
+        self._run: Any = None  # the step as its device runs it best, once it is prepared
         self._steps = 0
 
     def measure(self) -> dict:
         """Everything, in the order that the docs describe; see docs/performance.md for the meaning of each figure."""
         cached = self._cache_batches()
         flops = count_flops(self.step, cached[0])
-        stages = {"decode": self._decode(), "load": self._load(), "copy": self._copy(cached[0])}
+        measured = {"decode": self._decode(), "load": self._load(), "copy": self._copy(cached[0])}
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         started = time.perf_counter()
         self._run = prepare_step(self.step, cached[0])
         preparation = time.perf_counter() - started
-        stages["augment"] = self._alone(lambda: self._views(cached[0]), cached[0])
+        measured["augment"] = self._alone(lambda: self._views(cached[0]), cached[0])
         endless = itertools.cycle(cached)
-        stages["step"] = self.timer.rate(lambda: self._train(next(endless)))
-        stages["end_to_end"] = self.end_to_end()
-        stages = {name: rate for name, rate in stages.items() if rate is not None}
+        measured["step"] = self.timer.rate(lambda: self._train(next(endless)))
+        measured["end_to_end"] = self.end_to_end()
+        stages = {name: rate for name, rate in measured.items() if rate is not None}
         memory = self.memory()
 
         hardware, floors = self._floors(cached[0], flops, stages)
@@ -83,13 +84,13 @@ class Throughput:
         bottleneck = name_bottleneck({name: rate.milliseconds for name, rate in stages.items()} | split)
         costs = self._augment_costs(cached[0]) if bottleneck == "augment" else {}
         ceilings = floors | {"load": floors.get("decode"), "step": floors["arithmetic"]}
-        ceilings["end_to_end"] = min(floors.values())
+        slowest = ceilings["end_to_end"] = min(floors.values())
         return {
             "config": to_dict(self.config),
             "stages": {name: _as_stage(rate, ceilings.get(name)) for name, rate in stages.items()},
             "bottleneck": bottleneck,
             "advice": advise(bottleneck, self.config, self.packed.format, self.device.type, self._workers, costs),
-            "floor_fraction": stages["end_to_end"].per_second / ceilings["end_to_end"],
+            "floor_fraction": stages["end_to_end"].per_second / slowest,
             "ceiling_fraction": stages["end_to_end"].per_second / stages["step"].per_second,
             "floors": floors,
             "hardware": hardware,
@@ -144,7 +145,7 @@ class Throughput:
     def _workers(self) -> int:
         return worker_count(self.config.data)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch]:
         """Epoch after epoch."""
         for epoch in itertools.count():
             self.loader.set_epoch(epoch)
@@ -161,7 +162,8 @@ class Throughput:
         if self._steps % self.config.train.log_every == 0 and self._steps:
             self.step.metrics.read()
         # The rates of a warm-up's beginning: untrained weights stay finite for as long as this takes.
-        self.step.set_schedule(0, 0.01 * self.config.optim.lr, 0.01 * self.config.eval.probe_lr, tau=0.99)
+        optim: Any = self.config.optim  # nothing in it is null
+        self.step.set_schedule(0, 0.01 * optim.lr, 0.01 * self.config.eval.probe_lr, tau=0.99)
         self._run(batch)
         self._steps += 1
         return len(batch.index)
@@ -259,7 +261,7 @@ class Throughput:
         seed, image_size = self.config.train.seed, self.config.data.image_size
         off = {"jitter": 0.0, "gray": 0.0, "blur": (0.0, 0.0), "solarize": (0.0, 0.0)}
 
-        def milliseconds(**changes: object) -> float:
+        def milliseconds(**changes: Any) -> float:
             augment = Augment(dataclasses.replace(self.config.augment, **changes), image_size)
             arguments = (batch.pixels, batch.size, batch.index, seed, 0)
             return self._alone(lambda: augment.views(*arguments), batch).milliseconds

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,10 @@ class Timer:
         """Time ``call``, which returns how much it did (images, bytes, operations)."""
         return self.rates({"": call})[""]
 
-    def rates(self, calls: dict[str, Callable[[], float]]) -> dict[str, Rate]:
+    def rates(self, calls: Mapping[str, Callable[[], float]]) -> dict[str, Rate]:
         """Time several, a block of each in turn, so that whatever else the machine does meets them all."""
         counts = {name: self._calls_a_block(call) for name, call in calls.items()}
-        blocks = {name: [] for name in calls}
+        blocks: dict[str, list[tuple[float, float, float]]] = {name: [] for name in calls}
         for _ in range(self.repeats):
             for name, call in calls.items():
                 blocks[name].append(self._block(call, counts[name]))
@@ -83,7 +83,7 @@ class Timer:
             torch.cuda.synchronize(self.device)
 
 
-def replayable(work: Callable[[], object], device: torch.device) -> Callable[[], None]:
+def replayable(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """``work`` as the training step runs it: on a GPU captured as a graph and replayed, so that launching it costs
     nothing; elsewhere as it is."""
     if device.type != "cuda":

@@ -1,6 +1,7 @@
 """The whole training step as one CUDA graph: captured once, then replayed with new data in the same memory."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class CapturedStep:
         self.step, self.images = step, images
         self._full_batches = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._static: Batch | None = None
+        self._static: Any = None  # the batch that the graph reads
         self._stream = torch.cuda.Stream()
 
     @property

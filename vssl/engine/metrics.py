@@ -36,6 +36,7 @@ class MeanAccumulator:
 
     def read(self) -> dict[str, float]:
         """The means since the last reading. One device-to-host copy."""
+        assert self._total is not None, "nothing has been added"
         *sums, count = self._total.tolist()
         self._total.zero_()
         return {name: value / count for name, value in zip(self._names, sums, strict=True)}

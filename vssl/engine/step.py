@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +82,11 @@ class TrainStep:
         self.config, self.method, self.probe, self.world = config, method, probe, world or World()
         self.autocast = method.autocast = autocast(device, amp)
         self.loss_scale = LossScale(device, enabled=amp == torch.float16)
-        optim = config.optim
+        optim: Any = config.optim  # nothing in it is null
         self.optimizer = build_optimizer(
             [method], optim.name, torch.zeros((), device=device), optim.weight_decay, optim.momentum, optim.eta
         )
-        self.probe_optimizer = None
+        self.probe_optimizer: Any = None  # without a probe
         if probe is not None:
             self.probe_optimizer = build_optimizer([probe], "sgd", torch.zeros((), device=device), 0.0, 0.9, 0.0)
         self.metrics = MeanAccumulator()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.augment.views import Augment
 from pipelines.batch import Loader
@@ -102,14 +103,15 @@ class Trainer:
         self.packed = open_packed(config.data.dir)
         _check(config, self.packed, world)
         self.directory = RunDirectory(config, resume) if world.is_main else None
-        state = world.broadcast(self.directory.load() if world.is_main else None)
+        state = world.broadcast(None if self.directory is None else self.directory.load())
         self.train_step = build_step(config, self.packed, self.device, world)
         self._side = config.data.image_size
         self.loader = self._build_loader()
         self.total_steps = config.train.epochs * len(self.loader)
         scale = config.data.batch_size / 256
         warmup = round(min(config.optim.warmup_epochs * len(self.loader), 0.1 * self.total_steps))
-        self.schedule = Schedule(config.optim.lr * scale, self.total_steps, warmup)
+        optim: Any = config.optim  # nothing in it is null
+        self.schedule = Schedule(optim.lr * scale, self.total_steps, warmup)
         self.probe_schedule = Schedule(config.eval.probe_lr * scale, self.total_steps, 0)
         augment = Augment(config.augment, config.data.image_size)
         self.evaluation = OnlineEvaluation(config, self.packed, augment, self.device, self.train_step.autocast, world)
@@ -140,7 +142,7 @@ class Trainer:
         """
         with self._signals(), contextlib.ExitStack() as closing:
             closing.callback(lambda: self.loader.close())  # the last of them
-            if self.world.is_main:
+            if self.directory is not None:
                 environment = describe_environment(self.device, self.world.size)
                 self.directory.describe(self.config, environment | {"derived": self._derived()})
                 self.metrics = MetricsWriter(self.directory.path, self.total_steps, self.step)
@@ -166,7 +168,7 @@ class Trainer:
                     self.step += 1
                     self._after_step()
                 self._after_epoch()
-        if self.world.is_main:
+        if self.directory is not None:
             weights = backbone_weights(self.train_step.method.state_dict())
             export_backbone(weights, self.directory.path / "backbone.safetensors")
 
@@ -317,7 +319,7 @@ class Trainer:
         self._write(**measured)
 
     def _save(self) -> None:
-        if not self.world.is_main:  # its state is the same
+        if self.directory is None:  # the main process has one, and the same state
             return
         state = self.train_step.state_dict() | {
             "step": self.step,
@@ -344,7 +346,7 @@ class Trainer:
             self._signal = number
             signal.signal(number, before[number])
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:

@@ -78,5 +78,5 @@ def select_and_fit(
     # One classifier at a time: the logits of all of them may not fit.
     hits = [(linear_predict(w[None], features[held_out])[0].argmax(dim=1) == labels[held_out]) for w in weights]
     top1 = {rate: hit.double().mean().item() for rate, hit in zip(learning_rates, hits, strict=True)}
-    best = max(top1, key=top1.get)
+    best = max(top1, key=top1.__getitem__)
     return fit_linear(features, labels, classes, (best,), epochs=epochs, seed=seed), top1

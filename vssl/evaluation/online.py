@@ -1,11 +1,15 @@
 """Evaluation while a run goes on: kNN of the student's backbone, and the online probe's accuracy."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import torch
 from torch import nn
 
 from pipelines.augment.views import Augment
 from pipelines.formats.packed import Packed
 from pipelines.loading.build import build_loader
+from vssl.engine.config import Config
 from vssl.engine.distributed import World
 from vssl.evaluation.features import extract_features
 from vssl.evaluation.knn import knn_predict
@@ -18,7 +22,7 @@ class OnlineEvaluation:
     """Measures an encoder on the validation split, against the training images of the run as the bank.
 
     Args:
-        config: the run's ``Config``.
+        config: the run's.
         packed: the run's data set; nothing can be measured without labels and a validation split.
         augment: gives the evaluation transform.
         autocast: gives the context to run the backbone in.
@@ -26,7 +30,13 @@ class OnlineEvaluation:
     """
 
     def __init__(
-        self, config, packed: Packed, augment: Augment, device: torch.device, autocast, world: World | None = None
+        self,
+        config: Config,
+        packed: Packed,
+        augment: Augment,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+        world: World | None = None,
     ) -> None:
         self.config, self.packed, self.augment = config, packed, augment
         self.device, self.autocast, self.world = device, autocast, world or World()

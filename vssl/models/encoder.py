@@ -1,7 +1,7 @@
 """The encoder, backbone and projector, and how a network sees two views."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def per_view(network: Callable[[Tensor], Output], views: Tensor) -> Output:
     return _join(first, second)
 
 
-def _join(first: Output, second: Output) -> Output:
+def _join(first: Any, second: Any) -> Any:
     if isinstance(first, Tensor):
         return torch.cat([first, second])
     joined = [_join(*pair) for pair in zip(first, second, strict=True)]

@@ -1,6 +1,7 @@
 """BatchNorm that can leave its running statistics alone, and take the statistics of all processes' batches."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from vssl.collectives import gather_equal
 __all__ = ["BatchNorm1d", "BatchNorm2d", "adopt_norms", "freeze_statistics", "synchronise_statistics"]
 
 
-class _SharedNorm:
+class _SharedNorm(_BatchNorm):
     """Adds a switch to torch's BatchNorm; the keys of the state dict stay.
 
     ``synchronised``: in training mode the batch is that of all processes, which must bring equally many samples.
@@ -84,11 +85,12 @@ def adopt_norms(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, _SharedNorm):
             continue
-        if type(part) in known or (isinstance(part, nn.BatchNorm2d) and type(part).__name__ == "BatchNormAct2d"):
-            part.__class__ = _shared(type(part))
+        kind: Any = type(part)
+        if kind in known or (isinstance(part, nn.BatchNorm2d) and kind.__name__ == "BatchNormAct2d"):
+            part.__class__ = _shared(kind)
         elif getattr(part, "running_mean", None) is not None:
             raise UserError(
-                f"{type(part).__name__} at {name}: its running statistics could be neither frozen in the teacher nor "
+                f"{kind.__name__} at {name}: its running statistics could be neither frozen in the teacher nor "
                 "synchronised; choose another model.backbone"
             )
 

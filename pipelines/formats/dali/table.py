@@ -129,7 +129,8 @@ def read_table(folder: Path, split: str) -> Table:
     sizes = np.array(open_array(folder / f"{split}-sizes.npy", np.int32, (len(labels), 2)))
     if not (sizes >= 1).all():
         raise UserError(f"{folder / f'{split}-sizes.npy'}: an image is empty")
-    starts, lengths, counts = [], [], []
+    starts, lengths = [], []
+    counts: list[int] = []
     for shard in _shards(folder, split):
         entries = _read_index(shard, sum(counts))
         starts.append(entries.starts[:, 0])
@@ -166,9 +167,10 @@ def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sa
                     label = b"%d" % labels[index] if labels[index] >= 0 else None
                     data = _read_image(file, entries, index - first, label, f"sample {index}")
                     checksums.check(index, data, shard)
-                    size = sizes[index].tolist()
+                    height, width = size = sizes[index].tolist()
                     jpeg = entries.names[index - first, 0].endswith(".jpg")
-                    yield Sample(*size, jpeg, data if jpeg else _pixels(shard, data, size, f"sample {index}"))
+                    stored = data if jpeg else _pixels(shard, data, size, f"sample {index}")
+                    yield Sample(height, width, jpeg, stored)
         first += count
 
 
@@ -251,7 +253,7 @@ def _read_index(shard: Path, first: int) -> _Index:
     keys = np.array([[f"{number:09}."] for number in range(first, first + count)])
     check((names == np.char.add(keys, extensions)).all(), f"its samples are not numbered from {first:09}")
     size = shard.stat().st_size
-    check(((lengths > 0) & (lengths <= size)).all(), "a file is empty or longer than the shard")
+    check(bool(((lengths > 0) & (lengths <= size)).all()), "a file is empty or longer than the shard")
     # Every file follows the last block of the one before and a header.
     expected = -(-(starts + lengths) // _BLOCK).ravel() * _BLOCK + _BLOCK
     check(starts[0, 0] == _BLOCK and (starts.ravel()[1:] == expected[:-1]).all(), "its files do not follow each other")
@@ -280,7 +282,7 @@ def _read_image(file: io.BufferedReader, entries: _Index, row: int, label: bytes
         files.append(file.read(length))
     data, *stored = files
     if stored != ([] if label is None else [label]):
-        raise _damaged(Path(file.name), f"{what} is labelled {stored}, the table says {label}")
+        raise _damaged(Path(file.name), f"{what} is labelled {stored}, the table says {label!r}")
     return data
 
 

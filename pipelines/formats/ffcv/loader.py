@@ -30,7 +30,7 @@ _SPARE = 2
 class _Plan(NamedTuple):
     """What threads fill in: arrays of one row a sample, to be cut into parts."""
 
-    index: np.ndarray  # int64 [B]
+    sample: np.ndarray  # int64 [B], position in the split
     denominator: np.ndarray  # int64 [B], of the scale to decode at
     boxes: np.ndarray  # int64 [B, V, 4], top, left, height, width in the decoded image
     size: np.ndarray  # int64 [B, V, 2], height and width that a box becomes
@@ -100,9 +100,9 @@ class FfcvLoader(BaseLoader):
 
     def _fill(self, plan: _Plan) -> None:
         if self._gather:
-            plan.pixels[:, 0] = self._reader.gather(plan.index)
+            plan.pixels[:, 0] = self._reader.gather(plan.sample)
             return
-        scratch = unaligned((3 * int(self._reader.sizes[plan.index].prod(axis=1).max()),))
+        scratch = unaligned((3 * int(self._reader.sizes[plan.sample].prod(axis=1).max()),))
 
         # Lists once a part, for Python's own work on a sample keeps the other threads waiting.
         denominators, boxes, sizes = plan.denominator.tolist(), plan.boxes.tolist(), plan.size.tolist()
@@ -114,7 +114,7 @@ class FfcvLoader(BaseLoader):
                 crop = image[top : top + height, left : left + width]
                 _resize(crop, view[:rows, :columns], self._interpolation)
 
-        each_sample(plan.index, draw)
+        each_sample(plan.sample, draw)
 
     def close(self) -> None:
         super().close()

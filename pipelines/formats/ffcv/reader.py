@@ -3,6 +3,7 @@
 import mmap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +30,11 @@ class BetonReader:
         self._starts, self._lengths = table.starts, table.lengths
         self._checksums = Checksums(folder, split, self.labels, self.sizes)
         self.uniform = not self.jpeg.any() and bool((self.sizes == self.sizes[:1]).all())
-        self._imdecode = _import_imdecode(self.path) if self.jpeg.any() else None
+        self._imdecode: Any = _import_imdecode(self.path) if self.jpeg.any() else None
         with self.path.open("rb") as file:
             # Copy-on-write only because torch warns of read-only arrays: nobody writes.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._bytes = np.frombuffer(self._map, np.uint8)
+            self._map: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._bytes: Any = np.frombuffer(self._map, np.uint8)  # like the map None when it is closed
         self._address = self._bytes.ctypes.data
 
     def __reduce__(self) -> tuple:

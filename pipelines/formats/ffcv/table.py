@@ -117,7 +117,8 @@ def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sa
             file.seek(table.starts[index])
             data = file.read(table.lengths[index])
             checksums.check(index, data, path)
-            yield Sample(*table.sizes[index].tolist(), bool(table.jpeg[index]), data)
+            height, width = table.sizes[index].tolist()
+            yield Sample(height, width, bool(table.jpeg[index]), data)
 
 
 def read_table(path: Path) -> Table:

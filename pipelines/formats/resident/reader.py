@@ -1,6 +1,7 @@
 """Random access to the images of a split in the resident format."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ class ArrayReader:
     def __init__(self, folder: Path, split: str) -> None:
         self._source = folder, split
         self._path = folder / f"{split}.npy"
-        self._pixels, self.labels, self.sizes = open_arrays(folder, split)
+        pixels, self.labels, self.sizes = open_arrays(folder, split)
+        self._pixels: Any = pixels  # None when it is closed
         self.shape: tuple[int, int, int, int] = self._pixels.shape
         self._checksums = Checksums(folder, split, self.labels, self.sizes)
 
