@@ -309,6 +309,22 @@ def test_a_step_never_waits_for_the_device(config):
 
 @pytest.mark.gpu
 @needs_gpu
+def test_only_full_batches_are_captured(config):
+    """The fourth batch of all is a ragged one; it and all others of its size run as usual."""
+    from vssl.engine.capture import CapturedStep
+
+    trainer = Trainer(config("train.device=cuda"))
+    batch = first_batch(trainer)
+    ragged = type(batch)(*(part[:-8] for part in batch))
+    run = CapturedStep(trainer.train_step, images=32)
+    trainer.train_step.set_schedule(epoch=0, lr=0.001, probe_lr=0.1, tau=0.99)
+    for part, captured in zip((batch, batch, batch, ragged, batch, ragged, batch), (0, 0, 0, 0, 1, 1, 1), strict=True):
+        run(part)
+        assert run.captured == bool(captured)
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
     from vssl.engine.capture import CapturedStep
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from vssl.engine.capture import WARM_UP, capture
+
 __all__ = ["Rate", "Timer", "replayable"]
 
-_WARM_UP = 5  # calls on a GPU: a captured step replays its graph from the fourth on
+_FIRST_CALLS = WARM_UP + 2  # on a GPU: a captured step replays its graph after WARM_UP
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Timer:
 
     def _calls_a_block(self, call: Callable[[], float]) -> int:
         """Warm up, and see how many calls last ``seconds``."""
-        for _ in range(_WARM_UP if self.device.type == "cuda" else 1):
+        for _ in range(_FIRST_CALLS if self.device.type == "cuda" else 1):
             call()
         calls = 1
         while (elapsed := self._block(call, calls)[1]) < self.seconds / 2:
@@ -91,10 +93,7 @@ def replayable(work: Callable[[], object], device: torch.device) -> Callable[[],
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        for _ in range(3):  # lazy initialisation and compilation must not be captured
+        for _ in range(WARM_UP):
             work()
     torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        work()
-    return graph.replay
+    return capture(work, stream).replay

@@ -7,7 +7,7 @@ import torch
 
 from pipelines.batch import Batch
 
-__all__ = ["CapturedStep", "capture"]
+__all__ = ["WARM_UP", "CapturedStep", "capture"]
 
 WARM_UP = 3  # calls that run as usual first: lazy initialisation, compilation and autotuning must not be captured
 
