@@ -1,20 +1,27 @@
 """Our loaders beside others', measured as a user measures them; what is faster is not a test's business."""
 
+import functools
 import importlib.util
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from programs import run_program
 
 LEAST = ["--images", "20", "--image-size", "32", "--batch-size", "8", "--workers", "1", "--repeats", "2"]
 
 
 def compare(*arguments: object) -> subprocess.CompletedProcess:
-    line = [sys.executable, "tools/compare.py", "loaders", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
+    return run_program("tools/compare.py", "loaders", *arguments)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Inductor would compile for minutes what these tests do not look at."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture
@@ -55,8 +62,7 @@ def test_loaders_are_compared_on_the_same_photographs(photographs, tmp_path):
     assert max(Image.open(images[0]).size) == 100
 
 
-@pytest.mark.slow  # compiles
-def test_small_images_lie_in_memory_for_everybody(digits, tmp_path):
+def test_small_images_lie_in_memory_for_everybody(digits, tmp_path, uncompiled):
     line = ["--packed", digits, "--images", 20, "--batch-size", 8, "--workers", 1, "--repeats", 2]
     done = compare(*line, "--json", tmp_path / "figures.json", "--plot", tmp_path / "chart.png")
     assert done.returncode == 0, done.stderr
@@ -69,8 +75,7 @@ def test_small_images_lie_in_memory_for_everybody(digits, tmp_path):
     assert Image.open(tmp_path / "chart.png").width > 500
 
 
-@pytest.mark.slow  # compiles
-def test_our_augmented_candidates_finish_an_epoch(photographs, tmp_path):
+def test_our_augmented_candidates_finish_an_epoch(photographs, tmp_path, uncompiled):
     pytest.importorskip("ffcv")
     line = ["--source", photographs, "--max-resolution", 100, *LEAST, "--work", tmp_path / "work"]
     done = compare(*line, "--only", "vssl ffcv, augmented", "--json", tmp_path / "figures.json")

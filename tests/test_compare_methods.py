@@ -2,19 +2,17 @@
 
 import json
 import statistics
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
+from programs import run_program
 
 SMALL = (
     "data.limit=128",
     "data.batch_size=32",
     "data.image_size=8",
-    "model.projector_hidden=16",
-    "model.predictor_hidden=16",
-    "model.latent=8",
+    "method.projector_hidden=16",
+    "method.latent=8",
     "train.epochs=1",
     "train.compile=false",
     "train.device=cpu",
@@ -27,9 +25,8 @@ def compare(digits, tmp_path):
     """``compare(*arguments)``: the program on the digits, its runs in ``tmp_path / "work"``."""
 
     def call(*arguments, overrides=SMALL):
-        program = [sys.executable, "tools/compare.py", "methods", "-c", "configs/demo.yaml", f"data.dir={digits}"]
-        line = [*program, *overrides, "--work", tmp_path / "work", *arguments]
-        return subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300)
+        program = ["tools/compare.py", "methods", "-c", "configs/demo.yaml", f"data.dir={digits}"]
+        return run_program(*program, *overrides, "--work", tmp_path / "work", *arguments)
 
     return call
 

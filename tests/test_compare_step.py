@@ -1,18 +1,16 @@
 """Our step beside a plain one, measured as a user measures it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from programs import run_program
 
-TINY = ("data.batch_size=4", "data.limit=16", "data.image_size=16", "model.projector_hidden=16")
-TINY += ("model.predictor_hidden=16", "model.latent=8", "train.compile=false", "train.device=cpu")
+TINY = ("data.batch_size=4", "data.limit=16", "data.image_size=16", "method.projector_hidden=16")
+TINY += ("method.latent=8", "train.compile=false", "train.device=cpu")
 
 
 def compare(*arguments):
-    command = [sys.executable, "tools/compare_step.py", "-c", "configs/demo.yaml", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_program("tools/compare_step.py", "-c", "configs/demo.yaml", *arguments)
 
 
 def test_both_are_measured_on_the_same_batch(digits, tmp_path):

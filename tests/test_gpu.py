@@ -1,18 +1,17 @@
 """The program behind ``make gpu``, as far as it goes without a GPU; ``make gpu SMOKE=1`` tries its steps."""
 
-import os
-import subprocess
-import sys
+import pytest
+import torch
+from programs import run_program
 
 from vssl.methods import COMPARED
 
 
 def run(*arguments):
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "tools/gpu.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return run_program("tools/gpu.py", *arguments)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_measures_nothing():
     done = run("throughput-cifar10")
     assert done.returncode == 2

@@ -2,7 +2,6 @@
 
 import json
 import math
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from conftest import small_config
 from PIL import Image
+from programs import run_program
 from safetensors.torch import load_file
 from torch import nn
 
@@ -164,15 +164,12 @@ def test_a_prediction_meets_the_teachers_other_view(run):
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
+def evaluate():
     """``evaluate(*arguments)`` runs the program; gives its exit code, what it printed, and its errors."""
 
     def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path("tools/evaluate.py", run_name="__main__")
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
+        done = run_program("tools/evaluate.py", *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return call
 

@@ -20,7 +20,7 @@ def main() -> None:
     state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
     if state is None:
         raise UserError(f"{source} holds no whole checkpoint")
-    weights = backbone_weights(state["student"])
+    weights = backbone_weights(state["method"])
     export_backbone(weights, arguments.out)
     print(f"{arguments.out}: {len(weights)} tensors of step {state['step']}")
 

@@ -75,7 +75,7 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
         c10, in100, dali = (SMOKE / name for name in ("resident", "ffcv", "dali"))
         measure = ("--repeats", "2", "--seconds", "0.05")
         tiny = ("data.batch_size=32", "data.image_size=16", "data.limit=128", "train.compile=false", "train.device=cpu")
-        tiny += ("model.backbone=resnet8", "model.projector_hidden=32", "model.predictor_hidden=32", "model.latent=16")
+        tiny += ("model.backbone=resnet8", "method.projector_hidden=32", "method.latent=16")
         plain = ("model.backbone=resnet18", "data.batch_size=4")  # torchvision has no resnet8
 
     def arguments(config: str, data: Path) -> tuple[str, ...]:

@@ -1,0 +1,29 @@
+"""Run a program of the project as its command line says, within this process: a new Python would import torch anew,
+which takes seconds. ``tests/test_tools.py`` starts each program once for real."""
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+import warnings
+from unittest import mock
+
+
+def run_program(*words: object) -> subprocess.CompletedProcess:
+    """``python WORDS``: its exit code, and what it printed."""
+    command = list(map(str, words))
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", command),
+        mock.patch.object(sys, "path", list(sys.path)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
