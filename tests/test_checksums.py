@@ -67,7 +67,7 @@ def test_a_checksum_is_the_crc32_of_label_height_width_and_stored_bytes(folder, 
     [
         (np.zeros(3, np.uint32), r"holds uint32 \[3\] instead of uint32 \[4\]"),
         (np.zeros(4, np.int64), r"holds int64 \[4\] instead of uint32 \[4\]"),
-        (None, "damaged or no .npy file"),
+        (None, "damaged or not a .npy file"),
     ],
 )
 def test_checksums_that_do_not_belong_to_the_split_are_refused(copy, form, array, message):

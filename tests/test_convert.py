@@ -92,7 +92,7 @@ def test_nothing_usable_is_an_error_even_with_skip(folder, tmp_path, format):
     ("options", "message"),
     [
         ({"format": "tar"}, "--format tar is none of ffcv, dali, resident"),
-        ({"format": "resident", "quality": 90}, "--quality means nothing to --format resident"),
+        ({"format": "resident", "quality": 90}, "--quality cannot be used with --format resident"),
     ],
 )
 def test_options_that_do_not_go_together(folder, tmp_path, options, message):
@@ -137,7 +137,7 @@ def test_a_users_folder_is_never_replaced(folder, tmp_path, kind):
     else:
         out.mkdir(exist_ok=True)
         (out / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="is neither empty nor a packed data set alone"):
+    with pytest.raises(UserError, match="is neither empty nor only a packed data set"):
         convert("folder", folder, out, force=True, workers=1)
     assert (out if kind == "file" else out / "thesis.tex").read_text() == "mine"
 

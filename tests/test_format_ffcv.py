@@ -173,4 +173,4 @@ def test_a_cut_beton_is_refused_even_if_the_manifest_agrees(copy, length):
     if length == 0:
         refused(folder, "the bytes of val.beton must be a whole number of at least 1")
     else:
-        refused(folder, "val.beton: damaged or no .beton file")
+        refused(folder, "val.beton: damaged or not a .beton file")

@@ -93,15 +93,15 @@ ENTRY = {"bytes": 1, "sha256": "0" * 64}
         ({"extra": 1}, "the manifest must have exactly"),
         ({"format": "tar"}, "format must be one of ffcv, dali, resident"),
         ({"format": ["ffcv"]}, "format must be one of"),
-        ({"dataset": 7}, "dataset must be a text"),
-        ({"classes": "cat"}, "classes must be texts"),
-        ({"classes": [1, 2]}, "classes must be texts"),
+        ({"dataset": 7}, "dataset must be a string"),
+        ({"classes": "cat"}, "classes must be strings"),
+        ({"classes": [1, 2]}, "classes must be strings"),
         ({"classes": ["cat", "cat"]}, "classes must be different"),
         ({"classes": []}, "splits.train is labelled, but there are no classes"),
         ({"options": {}}, "options must have exactly max_resolution, quality"),
         ({"options.quality": "90"}, "options.quality must be a whole number of at least 1"),
-        ({"splits": []}, "splits must be train, perhaps val"),
-        ({"splits.other": {}}, "splits must be train, perhaps val"),
+        ({"splits": []}, "splits must be train, optionally val"),
+        ({"splits.other": {}}, "splits must be train, optionally val"),
         ({"splits.val": {}}, "splits.val must have exactly"),
         ({"splits.train.count": 0}, "splits.train.count must be a whole number of at least 1"),
         ({"splits.train.count": -4}, "splits.train.count must be a whole number"),
@@ -127,7 +127,7 @@ ENTRY = {"bytes": 1, "sha256": "0" * 64}
         ),
         ({"skipped": {}}, "skipped must be a list"),
         ({"skipped": [{"split": "train", "file": "a"}]}, "an entry of skipped must have exactly"),
-        ({"skipped": [{"split": "train", "file": "a", "reason": 1}]}, "an entry of skipped must be texts"),
+        ({"skipped": [{"split": "train", "file": "a", "reason": 1}]}, "an entry of skipped must hold strings"),
         ({"splits.train.count": 5}, "holds 4 samples, the manifest says 5"),
         ({"splits.train.labelled": False}, "labels 0 to 1, the manifest allows -1 to -1"),
         ({"classes": ["cat"]}, "labels 0 to 1, the manifest allows 0 to 0"),
@@ -151,7 +151,7 @@ def test_a_wrong_manifest_is_refused(copy, change, message):
 def test_a_manifest_that_is_no_object_is_refused(copy, text):
     folder = copy("ffcv")
     (folder / "manifest.json").write_bytes(text.encode("latin1"))
-    refused(folder, "manifest.json: (cannot be read|is no JSON object)")
+    refused(folder, "manifest.json: (cannot be read|is not a JSON object)")
 
 
 def test_unlabelled_images(tmp_path):

@@ -68,7 +68,7 @@ def test_class_folders_are_sorted_and_labelled_by_place(tmp_path):
 def test_val_goes_before_test_and_unread_folders_are_said(tmp_path, caplog):
     touch(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "test/a/3.jpg", "extra/a/4.jpg")
     assert load_source("folder", tmp_path).splits["val"].names == ["val/a/2.jpg"]
-    assert "nothing is read: extra, test" in caplog.text
+    assert "reading only train/ and val/; ignored: extra, test" in caplog.text
 
 
 def test_class_folders_alone_are_train(tmp_path):
@@ -92,7 +92,7 @@ def test_hidden_and_other_files_are_ignored_and_counted(tmp_path, caplog):
     touch(tmp_path, "a/1.jpg", "a/._1.jpg", "a/notes.txt", "a/.git/2.jpg", ".cache/3.jpg")
     source = load_source("folder", tmp_path)
     assert (source.classes, source.splits["train"].names) == (("a",), ["a/1.jpg"])
-    assert "ignored 2 files that are no images: ._1.jpg, notes.txt" in caplog.text
+    assert "ignored 2 files that are not images: ._1.jpg, notes.txt" in caplog.text
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -245,11 +245,14 @@ class MaliciousCodec:
         (pickle.dumps({b"data": MaliciousCodec()}), "codec rot13"),
         (b"cnumpy.f2py.crackfortran\nmyeval\n(S'1'\ntR.", r"it asks for numpy.f2py.crackfortran.myeval"),
         (b"garbage", "not a CIFAR batch"),
-        (pickle.dumps([1]), "no dictionary"),
-        (pickle.dumps({b"data": np.zeros((4, 3071), np.uint8), b"labels": [0] * 4}), "no uint8 array of 3072 columns"),
-        (pickle.dumps({b"data": np.zeros((4, 3072), np.float32), b"labels": [0] * 4}), "no uint8 array"),
-        (pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [0] * 3}), "no list of 4 labels"),
-        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}), "no class index below 10"),
+        (pickle.dumps([1]), "not a dictionary"),
+        (
+            pickle.dumps({b"data": np.zeros((4, 3071), np.uint8), b"labels": [0] * 4}),
+            "not a uint8 array of 3072 columns",
+        ),
+        (pickle.dumps({b"data": np.zeros((4, 3072), np.float32), b"labels": [0] * 4}), "not a uint8 array"),
+        (pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [0] * 3}), "not a list of 4 labels"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}), "must be class indices below 10"),
     ],
 )
 def test_a_batch_that_is_none_is_refused_and_executes_nothing(tmp_path, monkeypatch, content, reason):
@@ -327,7 +330,7 @@ def test_a_download_with_another_checksum_is_thrown_away(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "server/small.tar.gz", cifar_files("cifar10")[0])
     served(monkeypatch, path)
     path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(UserError, match="has not the published MD5"):
+    with pytest.raises(UserError, match="does not have the published MD5"):
         load_source("cifar10")
     assert list(cifar.DOWNLOADS.iterdir()) == []
 
