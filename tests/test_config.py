@@ -1,4 +1,4 @@
-"""Strict keys and types, overrides, and recipes for what is left null."""
+"""Strict keys and types, overrides, and recipes that fill in null values."""
 
 import dataclasses
 from pathlib import Path

@@ -23,7 +23,7 @@ from pipelines.sources import load_source
 
 @pytest.fixture
 def shards(folder, tmp_path, monkeypatch) -> Path:
-    """The folder in the dali format, several shards a split."""
+    """The folder in the dali format, several shards per split."""
     monkeypatch.setattr(Writer, "shard_bytes", 12_000)
     convert("folder", folder, tmp_path / "out", format="dali", workers=1)
     assert len(list((tmp_path / "out").glob("train-*.tar"))) == 3
@@ -64,7 +64,7 @@ def test_shards_are_bounded_and_written_several_at_once(tmp_path, monkeypatch):
     packed = open_packed(tmp_path / "out", verify=True)
     sizes = [entry.bytes for name, entry in packed.splits["train"].files.items() if name.endswith("tar")]
     assert len(sizes) > 2 * Writer.at_once
-    end = 10_240  # a tar file is filled up to a multiple of this
+    end = 10_240  # a tar file is padded to a multiple of this
     assert sorted(sizes)[-2] <= 10_000 + end and large < max(sizes) <= large + 2 * end
     table = format_dali.read_table(tmp_path / "out", "train")
     assert len(table.labels) == 44 and table.shards.tolist() == sorted(table.shards)
@@ -186,7 +186,7 @@ def test_a_damaged_index_is_refused(copy, old, new, message):
     assert old in text
     path.write_text(text.replace(old, new))
     renew_manifest(folder)
-    if message is None:  # only who reads the shard can tell
+    if message is None:  # seen only when the shard is read
         open_packed(folder)
         with pytest.raises(UserError, match=r"train-000000\.tar: damaged .*000000000\.cls of 1 bytes where its index"):
             list(iter_samples(folder, "train", 0, 4))

@@ -33,7 +33,7 @@ def test_resident_lays_images_top_left_on_the_largest_canvas(folder, tmp_path):
     ]
 
 
-def test_resident_refuses_large_images_unless_a_resolution_is_asked_for(folder, tmp_path):
+def test_resident_refuses_large_images_unless_a_resolution_is_given(folder, tmp_path):
     image(0, 20, 513).save(folder / "train/cat/large.jpg")
     with pytest.raises(UserError, match=r"train/cat/large.jpg: has 513 x 20 pixels, more than 512 a side: give --max-"):
         convert("folder", folder, tmp_path / "out", format="resident", workers=1)

@@ -17,7 +17,7 @@ from pipelines.formats.packed import holds_packed, measure_split, open_packed, w
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_was_packed_opens(packed_dirs, format):
+def test_a_packed_data_set_opens(packed_dirs, format):
     packed = open_packed(packed_dirs[format], verify=True)
     assert (packed.format, packed.dataset, packed.classes) == (format, "folder", ("cat", "dog"))
     assert list(packed.splits) == ["train", "val"]
@@ -32,7 +32,7 @@ def test_no_folder_and_no_manifest(tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_file_is_missed_and_measured(copy, format):
+def test_a_missing_file_and_a_wrong_size_are_noticed(copy, format):
     folder = copy(format)
     for path in [path for path in folder.iterdir() if path.name != "manifest.json"]:
         data = path.read_bytes()
@@ -72,7 +72,7 @@ def test_a_manifest_of_another_data_set(copy, packed_dirs, tmp_path):
 def test_a_folder_with_anything_else_in_it_does_not_hold_a_packed_data_set_alone(copy, tmp_path):
     folder = copy("ffcv")
     assert holds_packed(folder)
-    (folder / "val.beton").unlink()  # damaged, but nobody else's
+    (folder / "val.beton").unlink()  # damaged, but nothing that does not belong to it
     assert holds_packed(folder)
     (folder / "notes").mkdir()
     assert not holds_packed(folder)

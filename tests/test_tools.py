@@ -32,7 +32,7 @@ def test_a_tool_is_executable_and_explains_itself(tool):
     assert result.returncode == 0 and "usage:" in result.stdout
 
 
-def test_an_exported_checkpoint_is_the_runs_own_backbone(finished, tmp_path):
+def test_an_exported_checkpoint_is_the_runs_backbone(finished, tmp_path):
     newest = sorted((finished / "checkpoints").iterdir())[-1]
     for source in (finished, newest):
         assert run("tools/export.py", source, "--out", tmp_path / "b.safetensors").returncode == 0
