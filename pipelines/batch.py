@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """Gives the batches of one epoch after another, in the sampler's order.
+    """Gives the batches of an epoch in the sampler's order; serves any number of epochs.
 
     The state is (seed, epoch, batches handed out); prefetched batches do not count: ``load_state_dict`` followed by
     ``iter`` continues with exactly the next batch. A worker's exception is raised in the caller's thread

@@ -1,4 +1,4 @@
-"""What the program behind ``make gpu`` does without a GPU; ``make gpu SMOKE=1`` tries its steps on one."""
+"""What the program behind ``make gpu`` does without a GPU; there ``make gpu SMOKE=1`` tries its steps."""
 
 import os
 import subprocess
