@@ -27,7 +27,7 @@ class Writer:
     raw_pixels = 2**62  # nothing is compressed
     stores_jpegs = False
     keep_small_jpegs = False
-    max_side = 512  # every image takes as much memory as the largest; --max-resolution sets a higher limit
+    max_side = 512  # every image takes as much memory as the largest; --max-resolution scales larger ones down
 
     def __init__(self, folder: Path, split: str, capacity: int) -> None:
         self._folder, self._split = folder, split
