@@ -1,4 +1,4 @@
-"""What a loader hands to the step: the batch, and the protocol of every loader."""
+"""The batch that a loader hands to the step, and the protocol of every loader."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -9,7 +9,7 @@ __all__ = ["Batch", "Loader"]
 
 
 class Batch(NamedTuple):
-    """A batch of one rank, on the device.
+    """One process's share of a batch, on the device.
 
     ``V == 1``: whole images on a padded canvas, to be cropped on the device. ``V == 2``: the two crops, already cut
     by the loader, with the parameters of ``augment.sample_crops``; ``H == W == image_size``.
@@ -22,16 +22,16 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """An epoch of batches, again and again, in the sampler's order.
+    """Gives the batches of an epoch in the sampler's order; serves any number of epochs.
 
-    The state is (seed, epoch, batches handed out), never what was prefetched: ``load_state_dict`` followed by ``iter``
-    continues with exactly the batch that would have come next. A worker's exception is raised in the caller's thread
+    The state is (seed, epoch, batches handed out); prefetched batches do not count: ``load_state_dict`` followed by
+    ``iter`` continues with exactly the next batch. A worker's exception is raised in the caller's thread
     with the index of the sample. Leaving an iteration early is allowed; ``close`` ends every thread and frees every
     buffer and may be called twice.
     """
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch; afterwards the epoch is over and ``set_epoch`` starts another."""
@@ -43,7 +43,7 @@ class Loader(Protocol):
         """``{"seed", "epoch", "batches"}``, all integers."""
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue where ``state`` was taken. Raises ``UserError`` if its seed is another."""
+        """Continue where ``state`` was taken. Raises ``UserError`` if its seed differs."""
 
     def close(self) -> None:
         """End threads, free buffers."""

@@ -8,7 +8,7 @@ from pipelines.options import option
 
 __all__ = ["SMALL_IMAGE", "AugmentConfig", "DataConfig"]
 
-SMALL_IMAGE = 64  # pixels a side: up to this, views are small ones (CIFAR's stem and recipes, no blur by default)
+SMALL_IMAGE = 64  # pixels per side: up to this, views count as small (CIFAR's stem and recipes, no blur by default)
 
 
 @dataclass(frozen=True)

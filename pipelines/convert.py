@@ -31,15 +31,15 @@ __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
 
 DIGITS_DIR = Path("data/digits-resident")  # where the programs expect the digits, and pack them when they are absent
 
-_CHUNK = 16  # images that a worker prepares at a time; a stop waits for those under way
-_VERIFY_CHUNK = 2048  # samples that a worker checks at a time; each time it reads the split's table
+_CHUNK = 16  # images per task of a worker; stopping waits for the tasks in progress
+_VERIFY_CHUNK = 2048  # samples per task of a worker; each task reads the split's table
 
 
 @dataclass(frozen=True)
 class Report:
     packed: Packed
     skipped: list[dict[str, str]]  # split, file, reason
-    seconds: float  # for the images, listing and checksums left out
+    seconds: float  # for the images, without listing and checksums
 
 
 def convert(
@@ -58,22 +58,23 @@ def convert(
 
     Args:
         dataset: one of ``sources.SOURCES``.
-        source: where it lies; see ``sources.load_source``.
-        out: folder that appears when the data set is whole; absent or empty, or with ``force`` a packed data set.
+        source: folder or archive; see ``sources.load_source``.
+        out: folder that appears when the data set is complete. Must be absent or empty; with ``force`` it may hold a
+            packed data set, which is replaced.
         format: one of ``formats.FORMATS``.
-        max_resolution: longest side in pixels; larger images are scaled down, antialiased, none is scaled up.
-        quality: encode every image as a JPEG of this quality. None: JPEG files that need nothing done keep their
+        max_resolution: longest side in pixels; larger images are scaled down, antialiased, none is enlarged.
+        quality: encode every image as a JPEG of this quality. None: JPEG files that need no change keep their
             bytes (in the ffcv format only those of more than 64 x 64 pixels), other images of at most 64 x 64 pixels
             are stored without loss, the rest is encoded at quality 90; a format that stores only pixels keeps all.
         workers: processes; 0: one per core.
-        on_error: what an unusable image does: ``fail`` or ``skip``.
+        on_error: what to do about an unusable image: ``fail`` or ``skip``.
 
     Raises:
-        UserError: source or ``out`` will not do, or an image cannot be used. Nothing is left behind then.
+        UserError: the source, ``out`` or an image cannot be used. Nothing is left behind then.
     """
     writer = find_format(format).Writer
     if quality is not None and not writer.stores_jpegs:
-        raise UserError(f"--quality means nothing to --format {format}, which stores pixels")
+        raise UserError(f"--quality cannot be used with --format {format}, which stores pixels")
 
     def may_replace(folder: Path) -> bool:
         replaceable = holds_packed(folder)
@@ -108,7 +109,7 @@ def verify(dir: Path, workers: int = 0) -> Packed:
     """Read a packed data set completely: compare every checksum and decode every sample.
 
     Raises:
-        UserError: something does not agree; the message names the file, and the sample's place in the split.
+        UserError: a check fails; the message names the file, and the sample's position in the split.
     """
     packed = open_packed(dir, verify=True)
     for name, split in packed.splits.items():
@@ -129,7 +130,7 @@ def _pack_split(
     """Write a split's files; returns what was skipped."""
     skipped = []
     chunks = [split.images[i : i + _CHUNK] for i in range(0, len(split.names), _CHUNK)]
-    # Pixels that are only to be copied are not worth a second process.
+    # Pixels that are only copied gain nothing from a second process.
     workers = 1 if isinstance(split.images, np.ndarray) and recipe.quality is None else _cores(workers)
     prepared = _map_in_order(functools.partial(_prepare_chunk, recipe), chunks, min(workers, len(chunks)))
     with closing(prepared), _progress(len(split.names), name) as progress:
@@ -164,7 +165,7 @@ def _prepare(image: str | np.ndarray, recipe: Recipe) -> Sample | str:
 
 
 def _verify_chunk(folder: Path, format: str, split: str, rows: range) -> str | None:
-    """The first sample of a range that is not what it should be, and why."""
+    """A message about the first wrong sample of a range; None: all are right."""
     samples = find_format(format).iter_samples(folder, split, rows.start, rows.stop)
     for index, sample in zip(rows, samples, strict=True):
         if sample.jpeg:
@@ -173,7 +174,7 @@ def _verify_chunk(folder: Path, format: str, split: str, rows: range) -> str | N
             except ImageError as error:
                 return f"sample {index} of {split} {error}"
             if image.size != (sample.width, sample.height):
-                return f"sample {index} of {split} is a JPEG of other sides than the table says"
+                return f"sample {index} of {split} is a JPEG whose size differs from the table"
     return None
 
 
@@ -186,7 +187,7 @@ def _cores(workers: int) -> int:
 
 
 def _map_in_order(function: Callable, arguments: Iterable, workers: int) -> Generator:
-    """``map`` over processes (none for one worker) that runs only a little ahead of whoever takes the results."""
+    """``map`` over processes (in this one for one worker) that runs only a little ahead of the results taken."""
     if workers == 1:
         yield from map(function, arguments)
         return
@@ -201,13 +202,13 @@ def _map_in_order(function: Callable, arguments: Iterable, workers: int) -> Gene
             while ahead:
                 yield ahead.popleft().result()
         except BrokenProcessPool as error:
-            raise UserError("a worker was killed, perhaps for want of memory: give fewer --workers") from error
+            raise UserError("a worker was killed, perhaps because memory ran out: give fewer --workers") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however it does."""
+    """Leave Ctrl-C to the parent process, and exit when it exits, for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker

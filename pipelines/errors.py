@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line on standard error, exit code 2, never a traceback."""
+"""Errors that the user can fix: one clear line on standard error, exit code 2, never a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ __all__ = ["UserError", "run_command"]
 
 
 class UserError(Exception):
-    """Something the user can put right: a missing file, a wrong key, corrupt data. The message is one line."""
+    """Something the user can fix: a missing file, a wrong key, corrupt data. The message is one line."""
 
 
 def run_command(main: Callable[[], int | None]) -> None:

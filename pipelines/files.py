@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import json
 import os
@@ -13,7 +13,7 @@ __all__ = ["check_writable", "write_atomically", "write_json"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write(temporary)`` make a file beside ``path``, flush it to the disk, and rename it: whole or not at all.
+    """Let ``write(temporary)`` make a file beside ``path``, sync it to disk, and only then rename it to ``path``.
 
     Raises:
         UserError: the file system refuses (disk full, no permission); what ``path`` held before is still there.
@@ -42,12 +42,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make sure that ``write_atomically`` could make ``path``, before long work whose result is to go there.
+    """Check that ``write_atomically`` can make ``path``, before long work whose result will go there.
 
-    Leaves nothing behind; folders that are missing are not made yet.
+    Leaves nothing behind; missing folders are not made yet.
 
     Raises:
-        UserError: it could not.
+        UserError: it cannot.
     """
     try:
         if path.is_dir():

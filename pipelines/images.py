@@ -1,4 +1,4 @@
-"""One image: from whatever a file holds to upright RGB, and from there to what a packed data set stores."""
+"""One image: from a file of any supported format to upright RGB, and then to what a packed data set stores."""
 
 import ctypes
 import functools
@@ -17,7 +17,7 @@ __all__ = ["DEFAULT_QUALITY", "TURBOJPEG", "ImageError", "Recipe", "Sample", "de
 DEFAULT_QUALITY = 90  # of images that have to be encoded; ffcv's own default
 TURBOJPEG = "libturbojpeg.so.0"  # the library that checks JPEG files
 
-# By content, not by suffix. Nothing that starts a program (EPS) or that has no pixels of its own (SVG).
+# Recognised by content, not by suffix. None that starts a program (EPS) or that has no pixels of its own (SVG).
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -32,7 +32,7 @@ _UPRIGHT = {
 
 
 class ImageError(Exception):
-    """Why an image cannot be used: half a line that follows the file's name."""
+    """Why an image cannot be used; the message follows the file's name on the same line."""
 
 
 class Sample(NamedTuple):
@@ -48,20 +48,20 @@ class Recipe(NamedTuple):
     """How images become samples."""
 
     max_resolution: int | None  # longest side in pixels; larger images are scaled down
-    quality: int | None  # every image is encoded as a JPEG of this quality, 1..100; None: whatever loses least
-    raw_pixels: int  # without a quality, images of at most so many pixels are stored as pixels
+    quality: int | None  # every image is encoded as a JPEG of this quality, 1..100; None: whatever loses the least
+    raw_pixels: int  # without a quality, images of at most this many pixels are stored as pixels
     max_side: int  # longest side in pixels that the format can hold
     keep_small_jpegs: bool = False  # JPEG files keep their bytes even where raw_pixels says otherwise
 
 
 def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
-    """Make a sample of an image file's content or of pixels, uint8 [H, W, 3].
+    """Make a sample from an image file's content or from pixels, uint8 [H, W, 3].
 
-    A JPEG file that needs nothing done keeps its bytes.
+    A JPEG file that needs no change keeps its bytes.
 
     Raises:
         ImageError: the image cannot be used.
-        UserError: TurboJPEG is not installed, so that nothing can tell whether a JPEG file may keep its bytes.
+        UserError: TurboJPEG is not installed, so a JPEG file that would keep its bytes cannot be checked.
     """
     image, storable = decode(source) if isinstance(source, bytes) else (Image.fromarray(source), False)
     scale = (recipe.max_resolution or math.inf) / max(image.size)
@@ -91,14 +91,14 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
     """Decode an image file completely.
 
     Gray, palette and CMYK images become RGB, 16-bit gray is scaled to 8 bits, transparent images are laid on white,
-    the EXIF orientation is applied; of an animation the first frame is taken. Colour profiles are ignored.
+    the EXIF orientation is applied; the first frame of an animation is used. Colour profiles are ignored.
 
     Returns:
-        The upright RGB image, and whether ``data`` may stand for it: a sound JPEG file of one or three components that
-        every libjpeg-turbo decodes without a warning, and that needs no turning.
+        The upright RGB image, and whether ``data`` can be stored for it: an undamaged JPEG file of one or three
+        components that every libjpeg-turbo decodes without a warning, and that needs no rotation.
 
     Raises:
-        ImageError: no image, an incomplete or damaged one, or one of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+        ImageError: not an image, incomplete or damaged, or of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
     """
     if not data:
         raise ImageError("is empty (0 bytes)")
@@ -113,18 +113,18 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
         raise ImageError("is not an image of a known format") from None
     except ImageError:
         raise
-    except Exception as error:  # decoders fail on damaged data with errors of every kind
+    except Exception as error:  # on damaged data a decoder can raise any error
         raise ImageError(f"cannot be decoded: {error}") from error
 
 
 def _decode(data: bytes) -> tuple[Image.Image, bool]:
     image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     pixels = None
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):  # MPO: a JPEG with further frames behind it
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):  # MPO: a JPEG followed by further frames
         pixels = _decode_jpeg(data, image.height, image.width)
     if pixels is None:
         image.load()
-    # After load, which turns TIFF files by itself.
+    # After load, which already rotates TIFF files.
     turn = _UPRIGHT.get(_orientation(image))
     image = _to_rgb(image) if pixels is None else Image.fromarray(pixels)
     if turn is not None:
@@ -135,7 +135,7 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF says nothing about the pixels
+    except Exception:  # the pixels may be sound even if the EXIF data are damaged
         return 1
 
 
@@ -153,7 +153,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @functools.cache
 def _load_turbojpeg(name: str) -> ctypes.CDLL | None:
-    """The library, or None where it is not installed."""
+    """The library, or None if it is not installed."""
     try:
         library = ctypes.CDLL(name)
     except OSError:
@@ -167,10 +167,10 @@ def _load_turbojpeg(name: str) -> ctypes.CDLL | None:
 
 
 def _decode_jpeg(data: bytes, height: int, width: int) -> np.ndarray | None:
-    """Decode with TurboJPEG, the decoder inside ffcv, which tells of damage where Pillow fills up in silence.
+    """Decode with TurboJPEG, the decoder inside ffcv, which reports damage where Pillow silently fills in pixels.
 
     Returns:
-        uint8 [height, width, 3], or None where TurboJPEG is not installed or cannot decode the file as it is.
+        uint8 [height, width, 3], or None if TurboJPEG is not installed or cannot decode the file as it is.
     """
     library = _load_turbojpeg(TURBOJPEG)
     if library is None:

@@ -11,12 +11,12 @@ __all__ = ["Bounds", "bounds_of", "check_options", "check_value", "help_of", "op
 
 
 class Bounds(NamedTuple):
-    """What a value may be: numbers (every entry where it is a list) from ``low`` to ``high``, text one of ``words``."""
+    """The allowed values: numbers (each entry of a list) from ``low`` to ``high``; text that is one of ``words``."""
 
     low: float = -math.inf
     high: float = math.inf
     ordered: bool = False  # a pair must be given as [least, greatest]
-    words: tuple[str, ...] = ()  # NAME in a word stands for any name; a closed list is better said by a Literal
+    words: tuple[str, ...] = ()  # NAME in a word stands for any name; for a closed list use a Literal type
 
 
 def option(default: Any, help: str, **bounds: Any) -> Any:
@@ -30,7 +30,7 @@ def help_of(field: dataclasses.Field) -> str:
 
 
 def bounds_of(field: dataclasses.Field) -> Bounds:
-    """The bounds of a field made by ``option``; of others there are none."""
+    """The bounds of a field made by ``option``; other fields have no bounds."""
     return field.metadata.get("bounds", Bounds())
 
 
@@ -58,7 +58,7 @@ def check_value(key: str, value: Any, bounds: Bounds) -> None:
 
 
 def check_options(options: Any, section: str) -> None:
-    """Check every field of a dataclass made of ``option``s, for those that no config file went through.
+    """Check every field of a dataclass made of ``option``s, for values that do not come from a checked config file.
 
     Raises:
         UserError: as ``check_value``; the key is ``section.field``.

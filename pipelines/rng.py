@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a pure integer hash of what they are for, on any device, in any order.
+"""Counter-based random numbers: a pure integer hash of their purpose, on any device, in any order.
 
 The same (seed, epoch, index, stream, draw) gives the same number whatever the batch, loader, world size or device.
 The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
@@ -36,7 +36,7 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) -> Tensor:
-    """int64 [B]: what all numbers of a sample in one stream are made of."""
+    """int64 [B]: the state from which all numbers of a sample in one stream are computed."""
     state = _mix(index + _GAMMA)
     for word in (seed, epoch, stream):
         salt = word * _MIX_2 + _GAMMA
@@ -62,7 +62,7 @@ def uniform(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int,
     Args:
         seed, epoch: integers or int64 scalars on the device of ``index`` (so that a replayed graph can change them).
         index: int64 [B], the samples' positions in the packed split.
-        stream: keeps uses apart (a view's number, the noise of an objective).
+        stream: separates different uses (a view's number, the noise of an objective).
         draws: how many numbers per sample.
 
     Returns:
@@ -89,8 +89,8 @@ class Draws:
     Args:
         seed, epoch, index: as for ``uniform``.
         streams: V of them.
-        places: names whose numbers are those of ``uniform`` from this place on. Any other name has a block of 65,536
-            numbers of its own, which a hash of the name chooses among 2**48.
+        places: for some names, the position in ``uniform`` where their numbers begin. Any other name has its own block
+            of 65,536 numbers, chosen among 2**48 by a hash of the name.
     """
 
     def __init__(

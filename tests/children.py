@@ -1,4 +1,4 @@
-"""Work in a forked process, which may crash or hang without taking the tests with it."""
+"""Work in a forked process, which may crash or hang without stopping the tests."""
 
 import os
 import resource
@@ -12,13 +12,13 @@ from pipelines.errors import UserError
 
 __all__ = ["in_child"]
 
-_HANG = 600  # seconds; far more than any child needs, for a busy machine must not look like a hang
+_HANG = 600  # seconds; far more than any child needs, because a busy machine must not look like a hang
 _MEMORY = 6 * 2**30  # bytes that a child may map beyond what it inherits
 
 
 def in_child(work: Callable[[], str], kill_after: float | None = None) -> str:
-    """Run ``work`` in a forked process: what it returned, ``refused: <line>`` for a UserError, else what went wrong:
-    ``exception: ...``, ``signal N`` or ``hang`` (after 10 minutes). ``kill_after``: SIGKILL then, ``killed``."""
+    """Run ``work`` in a forked process. Returns its result, or ``refused: <line>`` for a UserError, ``exception: ...``,
+    ``signal N``, or ``hang`` after 10 minutes. ``kill_after``: seconds until SIGKILL, which returns ``killed``."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:

@@ -2,8 +2,8 @@
 
 import os
 
-# Small tensors gain nothing from threads, and threads that wait for each other in a busy machine lose much. Set before
-# torch is imported, and inherited by the programs that tests start.
+# Small tensors gain nothing from threads, and on a busy machine threads lose much time waiting for each other. Set
+# before torch is imported, and inherited by the programs that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def packed_dirs(tmp_path_factory):
-    """By format, a packed data set of two classes with two images each, of 20 and of 80 rows, in train and in val."""
+    """A packed data set for each format: train and val with two classes, each with two images of 20 and of 80 rows."""
     root = tmp_path_factory.mktemp("packed")
     for split in ("train", "val"):
         for name in ("cat", "dog"):
@@ -63,7 +63,7 @@ def packed_dirs(tmp_path_factory):
 
 @pytest.fixture
 def copy(packed_dirs, tmp_path):
-    """``copy(format)``: one of ``packed_dirs``, to be damaged."""
+    """``copy(format)``: a copy of one of ``packed_dirs`` that a test may damage."""
     return lambda form: shutil.copytree(packed_dirs[form], tmp_path / form)
 
 
@@ -87,7 +87,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def packed(folders):
-    """``packed(name, format)``; what needs ffcv's decoder is skipped where ffcv is not installed."""
+    """``packed(name, format)``; skips the test if it needs ffcv's decoder and ffcv is not installed."""
 
     def open_one(name, form):
         if (name, form) == ("photographs", "ffcv"):

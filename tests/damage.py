@@ -13,7 +13,7 @@ from pipelines.formats.resident import table as format_resident
 
 
 def stored(folder, form, index):
-    """The file in which a training sample lies, and where: a slice."""
+    """The file that holds a training sample, and the sample's slice of it."""
     if form == "ffcv":
         path = folder / "train.beton"
         table = format_ffcv.read_table(path)
@@ -31,7 +31,7 @@ def stored(folder, form, index):
 def damaged(packed, tmp_path, change, *indices, trusted=False):
     """A copy of a packed data set in which ``change`` was applied to the bytes of training samples, uint8 [bytes] each.
 
-    ``trusted``: as if the samples had been like that when their checksums were taken.
+    ``trusted``: the checksums are those of the damaged samples, so they do not reveal the damage.
     """
     folder = shutil.copytree(packed.dir, tmp_path / "damaged")
     labels, sizes = find_format(packed.format).read_labels_and_sizes(folder, "train")
@@ -90,7 +90,7 @@ def halve_height(data):
 
 
 def change_width_by_one(data):
-    """As many blocks of 16 pixels as before: the decoder has nothing to object to."""
+    """The number of blocks of 16 pixels stays the same, so the decoder reports no error."""
     start = marker(data, 0xC0)
     data[start + 8] += 1 if data[start + 8] % 16 else -1
 

@@ -1,8 +1,8 @@
-"""Who imports whom: ``python tests/imports.py ROOT [PACKAGE ...]`` prints, as JSON, what happens when each module under
-ROOT is the first of the project's that an interpreter imports.
+"""Which module imports which: ``python tests/imports.py ROOT [PACKAGE ...]`` prints, as JSON, what happens when each
+module under ROOT is the first module of the project that an interpreter imports.
 
-PACKAGEs are imported beforehand, once: every module then starts in a fork of that process, which costs milliseconds
-where an interpreter that imports torch costs seconds. Packages that not every machine has cannot be imported at all.
+PACKAGEs are imported once, beforehand. Every module is then imported in a fork of that process, which takes
+milliseconds; a new interpreter that imports torch takes seconds. Optional packages are made impossible to import.
 """
 
 import builtins
@@ -19,13 +19,13 @@ OPTIONAL = ("ffcv", "nvidia.dali", "timm", "tensorboard", "torch.utils.tensorboa
 
 
 def module_names(root: Path) -> list[str]:
-    """The project's modules by dotted name; a package bears its folder's. Without tests and whatever is not Python."""
+    """The project's modules by dotted name; a package has its folder's name. Only Python files, without tests."""
     paths = [*root.glob("*.py"), *(path for folder in FOLDERS for path in root.glob(f"{folder}/**/*.py"))]
     return sorted(".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in paths)
 
 
 def record(module: str) -> dict:
-    """Import ``module``; the imports on the way as [importer, imported], and the last line of an error, or null."""
+    """Import ``module``. Records all imports as [importer, imported], and the last line of an error, or null."""
     original, found = builtins.__import__, []
 
     def recording(name, globals=None, locals=None, fromlist=(), level=0):
@@ -47,7 +47,7 @@ def record(module: str) -> dict:
         builtins.__import__ = original
     pairs = set()
     for importer, base, names in found:
-        # "from a import b" imports the module a.b if there is one, and else something of a.
+        # "from a import b" imports the module a.b if there is one, otherwise a name in a.
         submodules = [f"{base}.{name}" for name in names if f"{base}.{name}" in sys.modules]
         pairs |= {(importer, imported) for imported in submodules}
         if not names or len(submodules) < len(names):
@@ -63,7 +63,7 @@ def record_in_fork(module: str) -> dict:
             with os.fdopen(writer, "w") as file:
                 json.dump(record(module), file)
         finally:
-            os._exit(0)  # whatever happened, the rest of the program is the parent's
+            os._exit(0)  # even after an error: only the parent runs the rest of the program
     os.close(writer)
     with os.fdopen(reader) as file:
         answer = file.read()
@@ -77,9 +77,9 @@ def main() -> None:
     for package in packages:
         importlib.import_module(package)
     early = [name for name in OPTIONAL if name in sys.modules]
-    assert not early, f"{early} came with {packages}: nothing could be said about the project's own modules"
+    assert not early, f"{packages} imported {early}, so imports by the project's own modules would not be seen"
     sys.modules.update(dict.fromkeys(OPTIONAL))  # None: "import" raises ModuleNotFoundError
-    gc.freeze()  # no collection in a fork need touch, and thereby copy, what all share
+    gc.freeze()  # so that garbage collection in a fork does not touch, and thereby copy, shared memory
     json.dump({module: record_in_fork(module) for module in module_names(root)}, sys.stdout)
 
 

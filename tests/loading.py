@@ -78,7 +78,7 @@ def resources():
 
 
 def assert_no_more_than(before):
-    """At once, or after the moment that a queue's thread takes to end."""
+    """Waits up to 10 seconds, because the thread of a multiprocessing queue ends a moment after the queue is closed."""
     deadline = time.monotonic() + 10
     while any(map(operator.gt, resources(), before)) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -34,7 +34,7 @@ def refused(folder: Path, match: str) -> None:
 
 
 def renew_manifest(folder: Path) -> None:
-    """Make sizes and checksums agree again, so that only the tables are left to tell."""
+    """Make sizes and checksums agree again, so that only the tables can reveal the damage."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for split in manifest["splits"].values():
         for file, entry in split["files"].items():

@@ -51,7 +51,7 @@ SMALL = (
     "train.device=cpu",
     "train.log_every=2",
     "eval.every=0",
-    "checkpoint.every_steps=1",  # so that many a kill hits a checkpoint
+    "checkpoint.every_steps=1",  # so that many kills hit a checkpoint
 )
 
 
@@ -64,7 +64,7 @@ class Report:
 
     @contextlib.contextmanager
     def row(self, name: str) -> Iterator[dict]:
-        """Collects a row's figures in the dict that it yields."""
+        """Yields a dict that collects the row's figures."""
         started, figures = time.monotonic(), {}
         yield figures
         text = ", ".join(f"{value} {key}" for key, value in figures.items())
@@ -81,7 +81,7 @@ class Report:
 
 
 def formats() -> list[str]:
-    """Those whose loaders can run here. Their libraries are imported before all children are forked, not in each."""
+    """Formats whose loaders can run here. Their libraries are imported once, before the children are forked."""
     found = ["resident"]
     for format, module in (("ffcv", "ffcv.libffcv"), ("dali", "nvidia.dali")):
         with contextlib.suppress(ImportError):
@@ -109,13 +109,13 @@ def make_data(folder: Path) -> dict[str, Path]:
 
 
 def shares(count: int, packed: dict[str, Path]) -> list[tuple[str, Path, int]]:
-    """``count`` shared out among the packed sets; those that get nothing are left out."""
+    """``count`` divided among the packed sets; sets whose part is 0 are left out."""
     parts = [(count + len(packed) - 1 - place) // len(packed) for place in range(len(packed))]
     return [(name, path, part) for (name, path), part in zip(packed.items(), parts, strict=True) if part]
 
 
 def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: random.Random) -> None:
-    """Runs killed at a random moment, resumed, and compared with one that nobody disturbed."""
+    """Runs killed at a random moment, resumed, and compared with an undisturbed run."""
 
     def train(run: Path, resume: str | None) -> str:
         Trainer(load_config(DEMO, [*SMALL, f"data.dir={data}", f"run.dir={run}"]), resume).fit()
@@ -135,7 +135,7 @@ def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: 
         for number in range(count):
             run = folder / f"run-{number}"
             answer = "done"
-            while answer != "killed":  # a run that was faster than its killer counts for nothing
+            while answer != "killed":  # a run that ended before it was killed does not count
                 shutil.rmtree(run, ignore_errors=True)
                 answer = in_child(lambda run=run: train(run, None), kill_after=rng.uniform(0.05, 1.0) * duration)
             outcomes["killed while saving"] += bool(list(run.glob("checkpoints/.*.tmp-*")))
@@ -232,7 +232,7 @@ def config_fuzz(report: Report, count: int, data: Path, folder: Path, rng: rando
             return "the same"
         run = Path(config.run.dir)
         if folder not in run.parents:
-            return "another valid config"  # which would write elsewhere
+            return "another valid config"  # one that would write elsewhere
         Trainer(one_step(config)).fit()
         return "another valid config"
 
@@ -259,7 +259,7 @@ def usage() -> tuple[int, int, int]:
 
 
 def resources(report: Report, epochs: int, packed: dict[str, Path]) -> None:
-    """Many epochs of every loader, every third broken off: memory, threads and files must stay what they were."""
+    """Many epochs of every loader, every third one stopped early: memory, threads and open files must not grow."""
 
     def run(loader: str, source: Path) -> str:
         config = load_config(DEMO, [*SMALL, f"data.dir={source}", f"data.loader={loader}", "data.batch_size=16"])
@@ -273,7 +273,7 @@ def resources(report: Report, epochs: int, packed: dict[str, Path]) -> None:
                 if epoch % 3 == 2 and number == 1:
                     break
             if epoch == max(2, epochs // 5):
-                iterate.set_epoch(0)  # which ends what an epoch left running
+                iterate.set_epoch(0)  # which ends work that an epoch left running
                 warm = usage()
         iterate.set_epoch(0)
         deadline = time.monotonic() + 10  # the thread of a closed multiprocessing queue ends by itself, a moment later

@@ -1,4 +1,4 @@
-"""The two-view augmentation: what is drawn for whom, and the whole chain against torchvision, image by image."""
+"""The two-view augmentation: which parameters are drawn, and the whole chain against torchvision, image by image."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def canvas(count: int, height: int, width: int, views: int = 1) -> tuple[Tensor,
 
 
 def tensors(params: dict[str, Params]) -> dict[str, Tensor]:
-    """All that was drawn, by name; those of the jitter by their own names."""
+    """All parameters drawn, by name; those of the jitter under their own names."""
     jitter = params["jitter"]._asdict() if "jitter" in params else {}
     return {name: value for name, value in (params | jitter).items() if isinstance(value, Tensor)}
 
@@ -102,14 +102,14 @@ def test_views_of_drawn_crops_are_torchvisions(config: AugmentConfig) -> None:
 
 
 def check_view(ours: Tensor, theirs: Tensor, config: AugmentConfig) -> None:
-    """Equal within rounding, but where that decides on which side of solarize's threshold a value lies."""
+    """Equal within rounding, except where rounding moves a value across solarize's threshold."""
     std = torch.tensor(config.std)[:, None, None]
     difference = (ours - theirs).abs() * std
     assert difference.max() < 1 / 255 + 1e-5
     assert (difference > 1e-5).double().mean() < 0.01
 
 
-def test_sampled_params_do_not_depend_on_the_company() -> None:
+def test_sampled_params_do_not_depend_on_the_rest_of_the_batch() -> None:
     size = torch.tensor([[32, 32], [375, 500], [500, 333], [1, 1], [64, 48], [20, 90]], dtype=torch.int32)
     index = torch.tensor([5, 0, 50_000, 7, 1_000_000, 12])
     augment = Augment(EVERYTHING, 32)
@@ -143,7 +143,7 @@ def test_seed_epoch_index_and_view_all_matter() -> None:
 
 
 class Fade(Operation):
-    """An operation that the project does not have: views fade to white, each by an amount of its own."""
+    """An operation that the project does not have: views fade to white, each by its own amount."""
 
     name = "fade"
     active = True
@@ -191,7 +191,7 @@ def test_crops_drawn_alone_are_those_of_all_parameters() -> None:
     assert torch.equal(pixel_boxes(crop, size), augment.sample_params(1, 2, index, size)["crop"])
 
 
-def test_of_images_that_are_crops_already_no_crop_is_drawn() -> None:
+def test_no_crop_is_drawn_for_images_that_are_crops_already() -> None:
     pixels, size = canvas(6, 16, 16, views=2)
     augment, index = Augment(EVERYTHING, 16), torch.arange(6)
     whole, ready = augment.sample_params(3, 1, index, size), augment.sample_params(3, 1, index, None)
@@ -261,7 +261,7 @@ def test_probabilities_of_one_and_zero() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_what_no_view_undergoes_is_neither_drawn_nor_applied(views: int) -> None:
+def test_an_operation_that_no_view_gets_is_neither_drawn_nor_applied(views: int) -> None:
     pixels, size = canvas(4, 16, 16, views)
     augment = Augment(OFF, 16)
     assert augment.operations == []
@@ -379,5 +379,5 @@ def test_a_gpu_gives_the_same_views_without_a_sync(compiled: bool) -> None:
     for name, value in tensors(params).items():
         torch.testing.assert_close(value.cpu(), tensors(expected)[name], rtol=0, atol=1e-6)
     difference = (on_gpu.cpu() - views).abs()
-    assert (difference > 1e-4).double().mean() < 0.01  # rounding may decide on solarize
+    assert (difference > 1e-4).double().mean() < 0.01  # rounding may move a value across solarize's threshold
     torch.testing.assert_close(evaluated.cpu(), evaluation, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Gaussian blur against torchvision's, with a sigma of its own for every image, and how many images pass through it."""
+"""Gaussian blur against torchvision's, with a different sigma for every image; how many images pass through it."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_kernel_cut_at_four_sigma_gives_what_the_whole_one_gives() -> None:
     edge = torch.zeros(1, 3, 224, 224)
     edge[..., 112:] = 1
     whole, cut = gaussian_blur(edge, sigma[1:]), gaussian_blur(edge, sigma[1:], largest=2.0)
-    assert 0 < (whole - cut).abs().max() < 6.4e-5  # weight beyond 8.5 pixels of a normal law of sigma 2
+    assert 0 < (whole - cut).abs().max() < 6.4e-5  # weight of a normal distribution of sigma 2 beyond 8.5 pixels
 
 
 def test_no_blur_is_exact() -> None:
@@ -64,7 +64,7 @@ def test_hardly_more_images_than_the_recipe_blurs_pass_through_the_filter(
     with Filtered() as filtered:
         planes = blur.apply(images.unbind(1), sigma)
     assert filtered.counts == [count for count in counts for _ in ("rows", "columns")]
-    # Those that are chosen are the right ones, and come back to their places.
+    # The right images are blurred, and each returns to its place in the batch.
     views, flat = torch.stack(planes, dim=1), sigma.T.flatten()
     torch.testing.assert_close(views, gaussian_blur(images, flat, 2.0), rtol=0, atol=1e-5)
     assert torch.equal(views[flat == 0], images[flat == 0])

@@ -1,4 +1,4 @@
-"""Charts: every axis says what it shows, and nothing is drawn over something else."""
+"""Charts: every axis says what it shows, and no element covers another."""
 
 import os
 from pathlib import Path
@@ -60,7 +60,7 @@ def uncertainty():
 
 
 @pytest.mark.parametrize("draw", [stages, loaders, methods, curves, uncertainty], ids=lambda draw: draw.__name__)
-def test_every_axis_is_labelled_and_the_chart_is_written_whole(draw, tmp_path):
+def test_every_axis_is_labelled_and_the_chart_is_complete(draw, tmp_path):
     figure = draw()
     assert figure.axes
     for axes in figure.axes:
@@ -73,7 +73,7 @@ def legend(figure):
     return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths():
+def test_runs_of_the_same_name_are_distinguished_by_their_paths():
     figure = curves("runs/a/seed0", "runs/b/seed0", "runs/c/other")
     assert legend(figure) == ["runs/a/seed0", "runs/b/seed0", "other"]
     assert len(figure.axes[0].lines) == 3

@@ -1,4 +1,4 @@
-"""Saving is whole or not at all; exports are reproducible and load elsewhere."""
+"""A checkpoint is saved completely or not at all; exports are reproducible and load elsewhere."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ from vssl.models.config import ModelConfig
 STATE = {"step": 1, "method": {"w": torch.ones(3)}}
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 20, 300):
         checkpoints.save(step, STATE | {"step": step})
@@ -32,7 +32,7 @@ def test_no_checkpoint_is_none(tmp_path):
     assert Checkpoints(tmp_path / "absent", keep=2).newest() is None
 
 
-def test_a_failed_write_keeps_the_old_file_and_no_rubbish(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
 
@@ -63,7 +63,7 @@ def test_a_changed_byte_in_a_tensor_is_found_and_the_one_before_taken(tmp_path, 
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(tmp_path):
-    """A file size limit stands for the full disk; it can only be lowered, so a process of its own lives under it."""
+    """A file size limit simulates the full disk. It can only be lowered, so it is set in a separate process."""
     checkpoints = Checkpoints(tmp_path, keep=2)
     state = {"step": 1, "method": {"w": torch.randn(100_000)}}
     checkpoints.save(1, state)
@@ -114,7 +114,7 @@ def test_an_export_is_the_same_bytes_again_and_loads_into_torchvision(tmp_path):
 def test_saving_by_time(config, monkeypatch):
     from vssl.engine import trainer
 
-    clock = iter(range(0, 10**9, 25))  # seconds: every look at it finds it 25 later
+    clock = iter(range(0, 10**9, 25))  # seconds: each call returns 25 more
     monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
     run = trainer.Trainer(config("checkpoint.every_minutes=1", "train.epochs=1", "checkpoint.keep=100"))
     run.fit()

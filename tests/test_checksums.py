@@ -25,7 +25,7 @@ EVERY = [(form, name) for form in FORMATS for name in ("tiny", "photographs")]
 
 @pytest.fixture
 def flipped(packed, tmp_path):
-    """``flipped(format, name, *indices)``: one bit of each of these samples, or of all, is another."""
+    """``flipped(format, name, *indices)``: a copy with one bit flipped in each of these samples, or in all."""
 
     def flip(form, name, *indices):
         rng = np.random.default_rng(7)
@@ -67,7 +67,7 @@ def test_a_checksum_is_the_crc32_of_label_height_width_and_stored_bytes(folder, 
     [
         (np.zeros(3, np.uint32), r"holds uint32 \[3\] instead of uint32 \[4\]"),
         (np.zeros(4, np.int64), r"holds int64 \[4\] instead of uint32 \[4\]"),
-        (None, "damaged or no .npy file"),
+        (None, "damaged or not a .npy file"),
     ],
 )
 def test_checksums_that_do_not_belong_to_the_split_are_refused(copy, form, array, message):
@@ -84,7 +84,7 @@ def test_checksums_that_do_not_belong_to_the_split_are_refused(copy, form, array
 @pytest.mark.parametrize(("form", "name"), EVERY)
 def test_a_reader_notices_every_flipped_bit(flipped, form, name):
     reader = open_reader(flipped(form, name), "train")
-    for _ in range(2):  # and not only once
+    for _ in range(2):  # every time, not only the first
         for index in range(COUNT):
             with noticed(index):
                 reader.image(index)
@@ -129,7 +129,7 @@ def change_array(name, change):
 
 
 def change_beton(place, value):
-    """In the table's row of sample 17."""
+    """In the row of sample 17 in the table."""
 
     def in_place(folder):
         data = bytearray((folder / "train.beton").read_bytes())

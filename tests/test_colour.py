@@ -1,4 +1,4 @@
-"""Colour operations against torchvision's on float images, with parameters of its own for every image."""
+"""Colour operations against torchvision's on float images, with different parameters for every image."""
 
 import itertools
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def test_jitter_in_every_order(images: Tensor, left_out: tuple[str, ...]) -> Non
                 jittered = JITTER[name][0](jittered, amounts[name][number].item())
         expected.append(jittered)
     check(result, expected)
-    assert len({tuple(e.flatten().tolist()) for e in expected}) > 1  # else the order would not be tested
+    assert len({tuple(e.flatten().tolist()) for e in expected}) > 1  # otherwise the order would not be tested
 
 
 def test_neutral_jitter_changes_nothing_visible(images: Tensor) -> None:

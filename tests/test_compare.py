@@ -1,4 +1,4 @@
-"""Our loaders beside others', measured as a user measures them; what is faster is not a test's business."""
+"""Our loaders and others', compared as a user compares them; no test depends on which is faster."""
 
 import functools
 import importlib.util
@@ -62,7 +62,7 @@ def test_loaders_are_compared_on_the_same_photographs(photographs, tmp_path):
     assert max(Image.open(images[0]).size) == 100
 
 
-def test_small_images_lie_in_memory_for_everybody(digits, tmp_path, uncompiled):
+def test_every_loader_keeps_small_images_in_memory(digits, tmp_path, uncompiled):
     line = ["--packed", digits, "--images", 20, "--batch-size", 8, "--workers", 1, "--repeats", 2]
     done = compare(*line, "--json", tmp_path / "figures.json", "--plot", tmp_path / "chart.png")
     assert done.returncode == 0, done.stderr

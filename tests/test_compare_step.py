@@ -1,4 +1,4 @@
-"""Our step beside a plain one, measured as a user measures it."""
+"""Our step and a plain one, compared as a user compares them."""
 
 import json
 

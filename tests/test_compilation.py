@@ -1,4 +1,4 @@
-"""The step is compiled once: whatever changes from step to step reaches it as a tensor. Its update is a few kernels."""
+"""The step is compiled once, because all that changes between steps is a tensor. Its update takes few kernels."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ from vssl.engine.trainer import Trainer
 
 @pytest.fixture
 def backend(monkeypatch):
-    """Whether to compile again is decided before any code is generated, and generating it would take long."""
+    """A backend that generates no code: whether to compile again is decided before that, and it would take long."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch.compiler.reset()
     yield
@@ -62,7 +62,7 @@ class Dispatched(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
-def test_the_updates_number_of_operations_does_not_grow_with_the_network(config, tmp_path, optimizer):
+def test_the_number_of_operations_of_an_update_does_not_grow_with_the_network(config, tmp_path, optimizer):
     counts = []
     for backbone in ("resnet8", "resnet18"):
         trainer = Trainer(

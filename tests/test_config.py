@@ -1,4 +1,4 @@
-"""Strict keys and types, overrides, and recipes for what is left null."""
+"""Strict keys and types, overrides, and recipes that fill in null values."""
 
 import dataclasses
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_a_predictor_is_as_wide_as_a_projector_whose_width_is_given():
 
 
 def test_the_keys_in_the_docs_are_those_of_the_schema():
-    """``python train.py --help-config > docs/configuration.md`` writes them anew."""
+    """To update the docs: ``python train.py --help-config > docs/configuration.md``."""
     assert Path("docs/configuration.md").read_text() == explain(Config)
 
 

@@ -1,4 +1,4 @@
-"""Conversion: what is refused, and that a data set appears whole or not at all."""
+"""Conversion: what is refused, and that a data set appears complete or not at all."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def test_the_same_images_give_the_same_bytes(folder, tmp_path, format):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_the_manifest_knows_nothing_of_the_machine(folder, tmp_path):
+def test_the_manifest_does_not_depend_on_the_machine(folder, tmp_path):
     spoil(folder / "train/cat/0.jpg")
     convert("folder", folder, tmp_path / "out", on_error="skip", max_resolution=100, quality=80, workers=1)
     text = (tmp_path / "out/manifest.json").read_text()
@@ -92,7 +92,7 @@ def test_nothing_usable_is_an_error_even_with_skip(folder, tmp_path, format):
     ("options", "message"),
     [
         ({"format": "tar"}, "--format tar is none of ffcv, dali, resident"),
-        ({"format": "resident", "quality": 90}, "--quality means nothing to --format resident"),
+        ({"format": "resident", "quality": 90}, "--quality cannot be used with --format resident"),
     ],
 )
 def test_options_that_do_not_go_together(folder, tmp_path, options, message):
@@ -137,12 +137,12 @@ def test_a_users_folder_is_never_replaced(folder, tmp_path, kind):
     else:
         out.mkdir(exist_ok=True)
         (out / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="is neither empty nor a packed data set alone"):
+    with pytest.raises(UserError, match="is neither empty nor only a packed data set"):
         convert("folder", folder, out, force=True, workers=1)
     assert (out if kind == "file" else out / "thesis.tex").read_text() == "mine"
 
 
-def test_an_empty_folder_and_a_link_to_one_will_do(folder, tmp_path):
+def test_an_empty_folder_and_a_link_to_one_are_accepted(folder, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     convert("folder", folder, tmp_path / "link", workers=1)
@@ -184,7 +184,7 @@ def test_verify_reads_everything(folder, tmp_path):
 
 
 def test_verify_decodes_every_sample(folder, tmp_path):
-    """Damage that was there when the checksums were taken."""
+    """Also finds damage that was there when the checksums were taken."""
     packed = convert("folder", folder, tmp_path / "out", workers=1).packed
     index = int(read_table(tmp_path / "out/train.beton").jpeg.nonzero()[0][1])
     broken = damaged(packed, tmp_path, cut_off, index, trusted=True)

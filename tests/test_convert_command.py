@@ -67,7 +67,7 @@ def test_wrong_arguments_end_with_2_and_no_traceback(arguments):
 
 
 def slow_conversion(tmp_path: Path) -> subprocess.Popen:
-    """A conversion in its own process group that goes on for some seconds, caught after its first samples."""
+    """A conversion in its own process group that takes some seconds, returned after its first samples."""
     source = tmp_path / "source"
     source.mkdir()
     buffer = io.BytesIO()
@@ -87,7 +87,7 @@ def slow_conversion(tmp_path: Path) -> subprocess.Popen:
 
 
 def wait_for_end_of_group(group: int) -> None:
-    """Workers may outlive their parent by a moment, not more."""
+    """Workers may run for a moment after their parent has ended, not longer."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:

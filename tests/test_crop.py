@@ -40,7 +40,7 @@ def torchvision_box(
     scale: tuple[float, float] = SCALE,
     ratio: tuple[float, float] = RATIO,
 ) -> list[int]:
-    """The box that torchvision draws if its random numbers are these: ten areas, ten aspects, top, left."""
+    """The box that torchvision draws from these random numbers: ten areas, ten aspect ratios, top, left."""
     attempts: Iterator[float] = itertools.chain.from_iterable(zip(numbers[:10], numbers[10:20], strict=True))
     corner = iter(numbers[20:])
 
@@ -59,7 +59,7 @@ def torchvision_box(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_same_numbers_give_torchvisions_box(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+def test_the_same_numbers_give_torchvisions_box(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     numbers, sizes = draw_numbers(60, 0), torch.tensor([size] * 60, dtype=torch.int32)
     crop = sample_crops(numbers, sizes, SCALE, RATIO)
     assert crop.dtype == torch.float32
@@ -70,7 +70,7 @@ def test_same_numbers_give_torchvisions_box(monkeypatch: pytest.MonkeyPatch, siz
 @pytest.mark.parametrize(
     ("scale", "ratio"), [((0.2, 0.2), (1.0, 1.0)), ((0.9, 1.0), (2.0, 3.0)), ((1e-6, 1e-4), RATIO)]
 )
-def test_other_ranges_too(
+def test_other_ranges_give_torchvisions_box_too(
     monkeypatch: pytest.MonkeyPatch, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
     # The second never fits into 30 x 40 within ten attempts, the third is often less than a pixel.
@@ -109,7 +109,7 @@ def test_distribution_is_torchvisions(size: tuple[int, int]) -> None:
     assert square < 0.2
 
 
-def test_any_box_survives_as_fractions() -> None:
+def test_any_box_is_exact_after_storing_it_as_fractions() -> None:
     generator = torch.Generator().manual_seed(0)
     count = 100_000
     size = torch.randint(1, 65_536, (count, 2), generator=generator)

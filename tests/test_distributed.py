@@ -1,4 +1,4 @@
-"""Several processes over gloo train as one does, stay equal, and end together."""
+"""Several processes over gloo train as one process does, stay equal, and end together."""
 
 import functools
 import hashlib
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.ddp
 
 
 def _process(rank, size, port, work, results, outputs):
-    """One of ``size`` processes, with the surroundings that torchrun gives it."""
+    """One of ``size`` processes, with the environment that torchrun gives it."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout = sys.stderr = open(outputs / f"output-{rank}", "w", buffering=1)  # noqa: SIM115 (the process ends)
@@ -48,8 +48,8 @@ def _process(rank, size, port, work, results, outputs):
 
 @pytest.fixture
 def processes(tmp_path):
-    """``processes(size, work, codes=None)``: ``work(world)`` in each of ``size`` forked processes; what each returned,
-    by rank, after all have ended with these exit codes. What they printed: ``processes.output(rank)``."""
+    """``processes(size, work, codes=None)``: ``work(world)`` in each of ``size`` forked processes. Returns the results
+    by rank, after all have ended with these exit codes. ``processes.output(rank)``: what one printed."""
     context = multiprocessing.get_context("fork")
 
     def run(size, work, codes=None):
@@ -89,11 +89,11 @@ def losses(run_dir):
 
 
 def digest(state):
-    """Of every tensor that a step changes."""
+    """A digest of every tensor that a step changes."""
     total = hashlib.sha256()
     for part in ("method", "probe"):
         for key, value in sorted(state[part].items()):
-            if not value.is_floating_point():  # BatchNorm's counter, which nothing reads
+            if not value.is_floating_point():  # BatchNorm's counter of calls, which is never read
                 continue
             total.update(key.encode() + value.numpy().tobytes())
     return total.hexdigest()
@@ -108,16 +108,17 @@ def train(config, resume=None):
     return work
 
 
-# 20 steps of 36 images, which one, two and three processes can share; at rates at which training does not blow up
-# rounding errors (at ten times these, a change of 1e-6 in the weights of one process does more than 1e-2 to the loss).
+# 20 steps of 36 images, which one, two and three processes can share equally. The learning rates are so low that
+# training does not amplify rounding errors (at ten times these, changing the weights of one process by 1e-6 changes the
+# loss by more than 1e-2).
 TWENTY = ("data.limit=720", "data.batch_size=36", "train.epochs=1", "train.log_every=1", "optim.warmup_epochs=0")
 
 
 @pytest.mark.parametrize(
     ("size", "overrides"),
     [
-        (2, ("method.form=cosine", "method.likelihood=prior")),  # which draws noise, and does all else as well
-        (3, ("method.name=moco_v3",)),  # whose loss looks at all processes' samples
+        (2, ("method.form=cosine", "method.likelihood=prior")),  # draws noise, and does everything else too
+        (3, ("method.name=moco_v3",)),  # its loss needs the samples of all processes
     ],
     ids=["vssl", "moco_v3"],
 )
@@ -200,7 +201,7 @@ def test_synchronised_statistics_are_those_of_the_whole_batch(processes, kind, s
             torch.testing.assert_close(torch.from_numpy(result[2][key]), value, rtol=1e-4, atol=1e-4)
 
 
-def test_a_process_alone_agrees_with_itself():
+def test_a_single_process_agrees_with_itself():
     world = World()
     rows = torch.ones(3, 2)
     assert world.agree(15) == 15 and world.is_main and world.broadcast("x") == "x"
@@ -208,7 +209,7 @@ def test_a_process_alone_agrees_with_itself():
     assert bool(world.all(torch.tensor(True))) and world.sum(rows) is rows
 
 
-def test_what_processes_tell_each_other(processes):
+def test_processes_exchange_values(processes):
     def work(world):
         rows = torch.full((2 * world.rank, 2), float(world.rank))  # the first has none
         own = torch.ones(1, 3, requires_grad=True)
@@ -311,7 +312,7 @@ def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, proces
 
 
 def test_a_compiled_step_of_two_processes_is_an_eager_one(config, processes, tmp_path, monkeypatch):
-    # What is compiled and what exchanges is decided before code is generated, which would take long in each process.
+    # This backend generates no code, which would take long in each process; what is compiled is decided before that.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
     def work(world):
@@ -320,7 +321,7 @@ def test_a_compiled_step_of_two_processes_is_an_eager_one(config, processes, tmp
             trainer = Trainer(config(f"run.dir={tmp_path / name}"), None, world)
             batch = next(iter(trainer.loader))
             if name == "compiled":
-                assert compile_step(trainer.train_step, batch)  # the augmentation; the rest exchanges
+                assert compile_step(trainer.train_step, batch)  # the augmentation; the rest communicates
             trainer.train_step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, tau=0.9)
             trainer.train_step(batch)
             found.append(trainer.train_step.metrics.read())

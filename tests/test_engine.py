@@ -46,7 +46,7 @@ class Killed(Exception):
 
 
 def kill_after(config, steps):
-    """Let the process "die" in mid-epoch: nothing is saved at that moment."""
+    """Let the process "die" in mid-epoch, without saving at that moment."""
 
     def on_step(trainer):
         if trainer.step == steps:
@@ -113,7 +113,7 @@ def test_vssl_learns(config, tmp_path, form, likelihood):
     assert measured[-1]["feature_std"] > 0.05
 
 
-def test_a_run_leaves_what_it_promises(finished):
+def test_a_run_leaves_the_promised_files(finished):
     config, run = finished
     environment = json.loads((run / "environment.json").read_text())
     assert environment["world_size"] == 1 and environment["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -141,7 +141,7 @@ def test_two_trainings_in_one_directory_refuse_each_other(config):
     Trainer(config(), resume="auto").directory.close()
 
 
-def test_a_torn_newest_checkpoint_is_passed_over(config, tmp_path):
+def test_an_incomplete_newest_checkpoint_is_skipped(config, tmp_path):
     common = ["checkpoint.every_steps=3"]
     kill_after(config(*common), steps=14)
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
@@ -195,14 +195,14 @@ def test_the_probes_gradient_never_reaches_the_encoder(config, tmp_path):
         assert torch.equal(a, b)
 
 
-def test_warm_up_fits_into_a_run_shorter_than_it(config):
+def test_warm_up_is_shortened_to_fit_a_short_run(config):
     trainer = Trainer(config("optim.warmup_epochs=10", "train.epochs=2"))
     rates = [trainer.schedule.learning_rate(step) for step in range(trainer.total_steps)]
     assert trainer.schedule.warmup_steps == round(0.1 * trainer.total_steps)
     assert max(rates) == trainer.schedule.lr and rates[-1] < 0.1 * max(rates)
 
 
-def test_a_failing_compiler_means_eager_and_says_why(config, capsys, monkeypatch):
+def test_if_the_compiler_fails_the_step_runs_eager_and_says_why(config, capsys, monkeypatch):
     trainer = Trainer(config())
     twin = copy.deepcopy(trainer.train_step.method.state_dict())
 
@@ -221,7 +221,7 @@ def test_a_failing_compiler_means_eager_and_says_why(config, capsys, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_demo_compiles_without_falling_back_and_steps_alike(digits, tmp_path):
+def test_the_demo_compiles_without_falling_back_and_gives_the_eager_steps(digits, tmp_path):
     def trainer(name):
         overrides = [f"data.dir={digits}", f"run.dir={tmp_path / name}", "train.device=cpu"]
         return Trainer(load_config("configs/demo.yaml", overrides))
@@ -339,7 +339,7 @@ def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_the_update_says_what_became_of_the_step_and_leaves_the_metrics_alone(config):
+def test_the_update_reports_the_steps_outcome_and_does_not_change_the_metrics(config):
     trainer = Trainer(config())
     step, batch = trainer.train_step, first_batch(trainer)
     metrics = step.backward(batch)
@@ -350,7 +350,7 @@ def test_the_update_says_what_became_of_the_step_and_leaves_the_metrics_alone(co
 
 
 def test_a_resumed_checkpoint_is_not_kept_in_memory(config):
-    """Only what a fresh run holds is left of it: the optimizer's state, which a fresh run makes in its first step."""
+    """A resumed run holds no more than a fresh one, whose optimizer makes its state in the first step."""
 
     def tensors_of(trainer):
         gc.collect()
@@ -368,7 +368,7 @@ def test_a_resumed_checkpoint_is_not_kept_in_memory(config):
 
 
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:convnext_atto", "timm:vit_tiny_patch16_224"])
-def test_a_network_of_timms_trains_and_its_export_loads_there(config, tmp_path, name):
+def test_a_network_from_timm_trains_and_its_export_loads_into_timm(config, tmp_path, name):
     timm = pytest.importorskip("timm")
     keys = ["data.limit=16", "data.batch_size=8", "data.image_size=32", "train.epochs=1", "train.log_every=1"]
     trainer = Trainer(config(f"model.backbone={name}", *keys))

@@ -36,7 +36,7 @@ def clusters(count, classes=3, width=8, spread=1.0, seed=0):
     return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
 
 
-# Classifiers and their figures
+# Classifiers and their accuracy
 
 
 def test_knn_votes_are_scikit_learns():
@@ -62,7 +62,7 @@ def test_the_interval_is_wilsons(hits, count):
     assert wilson_interval(hits / count, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_linear_classifiers_learn_as_torchs_do_each_by_itself():
+def test_linear_classifiers_trained_together_equal_torchs_trained_one_by_one():
     features, labels = clusters(60)
     rates = (0.03, 0.3)
     ours = fit_linear(features, labels, 3, rates, epochs=10, batch_size=60)
@@ -96,7 +96,7 @@ def test_the_learning_rate_is_chosen_on_images_that_were_not_trained_on():
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(400, 500, generator=generator), torch.randint(4, (400,), generator=generator)
     weights = fit_linear(features, labels, 4, (0.1,), epochs=20)
-    assert (linear_predict(weights, features)[0].argmax(dim=1) == labels).float().mean() > 0.9  # learnt by heart
+    assert (linear_predict(weights, features)[0].argmax(dim=1) == labels).float().mean() > 0.9  # memorised
     _, held_out = select_and_fit(features, labels, 4, epochs=20)
     assert max(held_out.values()) < 0.5
 
@@ -104,7 +104,7 @@ def test_the_learning_rate_is_chosen_on_images_that_were_not_trained_on():
 # Health
 
 
-def test_rankme_counts_the_directions():
+def test_rankme_counts_directions():
     generator = torch.Generator().manual_seed(0)
     orthogonal, _ = torch.linalg.qr(torch.randn(50, 8, generator=generator))
     assert rankme(orthogonal).item() == pytest.approx(8, rel=1e-4)
@@ -122,7 +122,7 @@ def test_effective_rank_is_that_of_the_covariances_eigenvalues():
         eigenvalues = torch.linalg.eigvalsh(unit.T.cov())
         expected = eigenvalues.sum() ** 2 / eigenvalues.square().sum()
         torch.testing.assert_close(effective_rank(features).double(), expected, rtol=1e-4, atol=0)
-    assert effective_rank(torch.eye(8).repeat(4, 1)).item() == pytest.approx(7)  # all of them, less their mean
+    assert effective_rank(torch.eye(8).repeat(4, 1)).item() == pytest.approx(7)  # all directions but the mean's
     assert effective_rank(torch.tensor([[1.0, 2.0]]).repeat(9, 1)).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_selective_accuracy_by_hand():
     torch.testing.assert_close(selective_accuracy(correct, score), expected)
 
 
-def test_a_score_that_says_nothing_gives_a_flat_curve():
+def test_an_uninformative_score_gives_a_flat_curve():
     correct = torch.arange(10) < 7
     flat = selective_accuracy(correct, torch.zeros(10))
     torch.testing.assert_close(flat, torch.full((10,), 0.7, dtype=torch.float64))
@@ -209,7 +209,7 @@ def test_auroc_counts_pairs():
     assert ood_auroc(score, foreign) == pytest.approx(np.mean(pairs))
 
 
-def test_scores_rank_by_variance_and_the_direction_does_not_know_scale():
+def test_scores_rank_by_variance_and_the_direction_score_ignores_scale():
     mean, logvar = torch.randn(5, 8), torch.randn(5, 8)
     torch.testing.assert_close(variance_score(mean, logvar), logvar.mean(dim=1))
     torch.testing.assert_close(

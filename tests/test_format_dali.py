@@ -23,7 +23,7 @@ from pipelines.sources import load_source
 
 @pytest.fixture
 def shards(folder, tmp_path, monkeypatch) -> Path:
-    """The folder in the dali format, several shards a split."""
+    """The folder in the dali format, several shards per split."""
     monkeypatch.setattr(Writer, "shard_bytes", 12_000)
     convert("folder", folder, tmp_path / "out", format="dali", workers=1)
     assert len(list((tmp_path / "out").glob("train-*.tar"))) == 3
@@ -64,7 +64,7 @@ def test_shards_are_bounded_and_written_several_at_once(tmp_path, monkeypatch):
     packed = open_packed(tmp_path / "out", verify=True)
     sizes = [entry.bytes for name, entry in packed.splits["train"].files.items() if name.endswith("tar")]
     assert len(sizes) > 2 * Writer.at_once
-    end = 10_240  # a tar file is filled up to a multiple of this
+    end = 10_240  # a tar file is padded to a multiple of this
     assert sorted(sizes)[-2] <= 10_000 + end and large < max(sizes) <= large + 2 * end
     table = format_dali.read_table(tmp_path / "out", "train")
     assert len(table.labels) == 44 and table.shards.tolist() == sorted(table.shards)
@@ -130,7 +130,7 @@ def test_verify_compares_shards_with_their_tables(shards, place, message):
     packed.splits["train"] = measure_split(packed.dir, "dali", "train")
     write_manifest(packed, [])
     open_packed(shards)
-    with pytest.raises(UserError, match=f"train-000000.tar: damaged or no shard of this data set: .*{message}"):
+    with pytest.raises(UserError, match=f"train-000000.tar: damaged or not a shard of this data set: .*{message}"):
         verify(shards, workers=1)
 
 
@@ -155,7 +155,7 @@ def test_a_shard_beyond_the_manifest_is_refused(copy):
     for suffix in ("tar", "idx"):
         shutil.copy(folder / f"val-000000.{suffix}", folder / f"train-000001.{suffix}")
     refused(
-        folder, "train-000001.idx: damaged or no shard of this data set: its samples are not numbered from 000000004"
+        folder, "train-000001.idx: damaged or not a shard of this data set: its samples are not numbered from 000000004"
     )
 
 
@@ -186,12 +186,12 @@ def test_a_damaged_index_is_refused(copy, old, new, message):
     assert old in text
     path.write_text(text.replace(old, new))
     renew_manifest(folder)
-    if message is None:  # only who reads the shard can tell
+    if message is None:  # seen only when the shard is read
         open_packed(folder)
         with pytest.raises(UserError, match=r"train-000000\.tar: damaged .*000000000\.cls of 1 bytes where its index"):
             list(iter_samples(folder, "train", 0, 4))
     else:
-        refused(folder, f"train-000000.idx: damaged or no shard of this data set: .*({message})")
+        refused(folder, f"train-000000.idx: damaged or not a shard of this data set: .*({message})")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_damaged_shard_is_refused(copy, damage, message):
     ("file", "array", "message"),
     [
         ("train-labels.npy", np.array([0, 0, 1]), r"train-sizes.npy: holds int32 \[4, 2\] instead of int32 \[3, 2\]"),
-        ("train-labels.npy", np.array([0, 0, 1, -1]), "which samples are labelled is not what train-labels.npy says"),
+        ("train-labels.npy", np.array([0, 0, 1, -1]), "its labelled samples are not those of train-labels.npy"),
         ("train-labels.npy", np.array([0, 0, 1, 2]), "labels 0 to 2, the manifest allows 0 to 1"),
         ("train-sizes.npy", np.zeros((4, 2), np.int32), "train-sizes.npy: an image is empty"),
         ("train-sizes.npy", np.full((4, 2), 80, np.int32), r"greatest height and width \(80, 80\), the manifest says"),

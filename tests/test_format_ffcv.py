@@ -79,7 +79,7 @@ def test_a_sample_larger_than_a_page_makes_the_pages_larger(tmp_path):
 
 
 def test_no_sample_crosses_a_page(tmp_path):
-    """ffcv's readers hold whole pages, and would read past one's end."""
+    """ffcv's readers hold whole pages, and would read past a page's end."""
     writer = Writer(tmp_path, "train", 5)
     for number, size in enumerate([3 * 10**6] * 5):
         writer.add(Sample(1000, 1000, False, bytes([number]) * size), number)
@@ -112,7 +112,7 @@ def put(data: bytearray, place: int, value: int, width: int) -> None:
 
 
 def row(index: int) -> int:
-    """Place of a sample's row in the table: mode, width, height, start of the data; then the label."""
+    """Offset of a sample's row in the table: mode, width, height, start of the data; then the label."""
     return HEADER + FIELDS + ROW * index
 
 
@@ -173,4 +173,4 @@ def test_a_cut_beton_is_refused_even_if_the_manifest_agrees(copy, length):
     if length == 0:
         refused(folder, "the bytes of val.beton must be a whole number of at least 1")
     else:
-        refused(folder, "val.beton: damaged or no .beton file")
+        refused(folder, "val.beton: damaged or not a .beton file")

@@ -33,7 +33,7 @@ def test_resident_lays_images_top_left_on_the_largest_canvas(folder, tmp_path):
     ]
 
 
-def test_resident_refuses_large_images_unless_a_resolution_is_asked_for(folder, tmp_path):
+def test_resident_refuses_large_images_unless_a_resolution_is_given(folder, tmp_path):
     image(0, 20, 513).save(folder / "train/cat/large.jpg")
     with pytest.raises(UserError, match=r"train/cat/large.jpg: has 513 x 20 pixels, more than 512 a side: give --max-"):
         convert("folder", folder, tmp_path / "out", format="resident", workers=1)
@@ -64,7 +64,7 @@ def test_resident_refuses_what_the_disk_cannot_hold(folder, tmp_path, monkeypatc
             r"train-labels.npy: holds int64 \[4\] instead of int64 \[5\]",
         ),
         ("train.npy", np.zeros((4, 79, 84, 3), np.uint8), "an image is empty or larger than the canvas"),
-        ("train.npy", np.array([None] * 4), "damaged or no .npy file"),
+        ("train.npy", np.array([None] * 4), "damaged or not a .npy file"),
         ("train-labels.npy", np.array([0, 0, 1, 2]), "labels 0 to 2, the manifest allows 0 to 1"),
         ("train-labels.npy", np.array([0, 0, -1, 1]), "labels -1 to 1, the manifest allows 0 to 1"),
         ("train-labels.npy", np.array([0, 0, 1, 1], ">i8"), "holds >i8"),
@@ -86,11 +86,11 @@ def test_a_file_that_is_no_array_is_refused(copy, content):
     folder = copy("resident")
     (folder / "train.npy").write_bytes(content)
     renew_manifest(folder)
-    refused(folder, "train.npy: damaged or no .npy file")
+    refused(folder, "train.npy: damaged or not a .npy file")
 
 
 def test_a_header_that_promises_more_than_the_file_holds(copy):
     folder = copy("resident")
     data = (folder / "train.npy").read_bytes()
     (folder / "train.npy").write_bytes(data.replace(b"(4, 80, 84, 3)", b"(9, 99, 99, 3)"))
-    refused(folder, "train.npy: damaged or no .npy file")
+    refused(folder, "train.npy: damaged or not a .npy file")

@@ -1,4 +1,4 @@
-"""The program behind ``make gpu``, as far as it goes without a GPU; ``make gpu SMOKE=1`` tries its steps."""
+"""What the program behind ``make gpu`` does without a GPU; there ``make gpu SMOKE=1`` tries its steps."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_without_a_gpu_it_says_so_and_measures_nothing():
     assert "no GPU" in done.stderr and "SMOKE=1" in done.stderr
 
 
-def test_a_step_that_does_not_exist_is_named_with_those_that_do():
+def test_an_unknown_step_is_named_with_the_existing_ones():
     done = run("throughput-cifar11")
     assert done.returncode == 2
     assert done.stderr.startswith("error: no step 'throughput-cifar11'")

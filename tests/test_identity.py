@@ -1,8 +1,8 @@
-"""Losses and gradient norms of 20 float32 steps of every method: a change of the code's form does not change them.
+"""Losses and gradient norms of 20 float32 steps of every method: refactoring must not change them.
 
-``identity.json`` holds what was recorded, and on which processor with which torch: there the numbers must be the same
-bits. Elsewhere other kernels add in another order, so there they must only be close.
-``python tests/test_identity.py`` records anew, which only a deliberate change of the numbers excuses.
+``identity.json`` holds the recorded numbers, and the processor and torch version that gave them: there the numbers must
+be the same bits. Elsewhere kernels may add in another order, so the numbers must only be close.
+``python tests/test_identity.py`` records them again; do that only after a deliberate change of the numbers.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ ARMS = {
 
 
 def processor() -> str:
-    """What decides which kernels compute, as text."""
+    """The facts that decide which kernels are used, as text."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     keys = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
     facts = sorted({line for line in lines if line.split(":")[0].strip() in keys})

@@ -55,7 +55,7 @@ def test_rgb_is_exact(format):
     assert (pixels(encoded(image, format)) == np.asarray(image)).all()
 
 
-def test_grey_becomes_rgb():
+def test_gray_becomes_rgb():
     gray = picture().convert("L")
     result = pixels(encoded(gray))
     assert (result == np.asarray(gray)[..., None]).all()
@@ -67,7 +67,7 @@ def test_one_bit_becomes_black_and_white():
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(format):
+def test_sixteen_bit_gray_is_scaled_not_clipped(format):
     values = np.array([[0, 257, 1000, 32768, 65535]], np.uint16)
     result = pixels(encoded(Image.fromarray(values), format))
     assert (result == np.round(values / 257).astype(int)[..., None]).all()
@@ -125,7 +125,7 @@ def test_exif_orientation_is_applied(format, orientation):
     assert decode(data)[1] == (format == "JPEG" and orientation == 1)
 
 
-def test_of_an_animation_the_first_frame_is_taken():
+def test_the_first_frame_of_an_animation_is_used():
     frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
     assert pixels(data)[0, 0].tolist() == [255, 0, 0]
@@ -150,7 +150,7 @@ def test_a_truncated_image_is_refused(format, share):
 
 @needs_turbojpeg
 def test_a_truncated_jpeg_with_an_end_marker_is_refused():
-    """Pillow alone would fill it up with gray."""
+    """Pillow alone would fill the missing part with gray."""
     data = noise_jpeg()
     with pytest.raises(ImageError, match="damaged or incomplete"):
         decode(data[: len(data) // 2] + b"\xff\xd9")
@@ -171,14 +171,14 @@ def test_a_jpeg_without_its_end_is_refused():
         (b"\xff\xd8\xff" + bytes(100), "is not an image of a known format"),
     ],
 )
-def test_what_is_no_image_is_refused(data, reason):
+def test_files_that_are_not_images_are_refused(data, reason):
     with pytest.raises(ImageError, match=reason):
         decode(data)
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000])
 def test_an_absurd_size_is_refused(side):
-    """One bit a pixel: 50 kB of file for up to 400 million pixels."""
+    """One bit per pixel: a file of 50 kB with up to 400 million pixels."""
     data = encoded(Image.new("1", (side, side)))
     with pytest.raises(ImageError, match="has more than 89,478,485 pixels"):
         decode(data)
@@ -224,7 +224,7 @@ def test_other_files_are_encoded_at_quality_90():
     assert np.abs(pixels(sample.data) - np.asarray(picture())).mean() < 2
 
 
-def test_pixels_are_taken_as_they_are():
+def test_pixels_are_stored_unchanged():
     array = RNG.integers(0, 256, (8, 6, 3), np.uint8)
     assert prepare(array, KEEP._replace(raw_pixels=48)) == (8, 6, False, array.tobytes())
 

@@ -43,7 +43,7 @@ def run(trainer):
 
 
 def save_untrained(config):
-    """A checkpoint of an untrained student in the config's run directory, which is returned."""
+    """Save a checkpoint of an untrained student in the config's run directory; returns the directory."""
     settings = resolve(config)
     method = build_method(settings.method, settings.model, settings.data.image_size)
     run = Path(settings.run.dir)
@@ -99,7 +99,7 @@ def test_an_embedding_is_the_trained_students_in_evaluation_mode(trainer, run, d
     assert not torch.allclose(features, method.teacher(normalised)[0], atol=1e-4)
 
 
-def test_the_forms_that_images_may_have(run, digits):
+def test_images_may_have_several_forms(run, digits):
     pixels, _ = images(digits)
     model = vssl.load(run)
     expected = model.embed(pixels[:8]).mean
@@ -113,7 +113,7 @@ def test_the_forms_that_images_may_have(run, digits):
         model.embed(torch.zeros(2, 3, 9, 9))
 
 
-def test_the_cosine_forms_means_have_the_length_that_its_variances_are_about(untrained, digits):
+def test_the_cosine_forms_means_have_the_length_that_its_variances_refer_to(untrained, digits):
     mean, _ = vssl.load(untrained("method.form=cosine")).embed(images(digits)[0][:4])
     torch.testing.assert_close(mean.norm(dim=1), torch.full((4,), math.sqrt(8)), check_device=False)
 
@@ -147,7 +147,7 @@ def test_an_export_gives_its_runs_features(cifar):
     torch.testing.assert_close(vssl.load(export, device="cpu").features(views), model.features(views))
 
 
-def test_a_prediction_meets_the_teachers_other_view(run):
+def test_a_prediction_is_compared_with_the_teachers_other_view(run):
     model = vssl.load(run, device="cpu")
     views = torch.randn(6, 3, model.config.data.image_size, model.config.data.image_size)
     (mean, logvar), theirs = model.method.predict(views)
@@ -165,7 +165,7 @@ def test_a_prediction_meets_the_teachers_other_view(run):
 
 @pytest.fixture
 def evaluate():
-    """``evaluate(*arguments)`` runs the program; gives its exit code, what it printed, and its errors."""
+    """``evaluate(*arguments)`` runs the program; returns its exit code, standard output and standard error."""
 
     def call(*arguments):
         done = run_program("tools/evaluate.py", *arguments)

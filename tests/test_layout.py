@@ -1,4 +1,4 @@
-"""Who may import whom, from what Python does when it imports (see imports.py)."""
+"""Which module may import which; the imports are recorded while Python imports (see imports.py)."""
 
 import json
 import re
@@ -26,9 +26,9 @@ TIERS = (
     ("tools.bench", "tools.charts", "tools.command", "tools.results"),
     ("tools", "train"),
 )
-PACKAGES = {"vssl"}  # holds tiers; belongs to none
+PACKAGES = {"vssl"}  # contains tiers but belongs to none
 PROGRAMS = len(TIERS) - 1
-IN_A_FUNCTION = r"^[ \t]+(from|import) (vssl|tools)\b"  # where importing the module does not show it
+IN_A_FUNCTION = r"^[ \t]+(from|import) (vssl|tools)\b"  # not seen when the module is imported
 
 Edge = tuple[str, str]  # importer, imported
 
@@ -40,12 +40,12 @@ def record(root: Path, *packages: str) -> dict[str, dict]:
 
 
 def edges_of(records: dict[str, dict]) -> set[Edge]:
-    """All imports that the project's own modules make."""
+    """All imports made by the project's own modules."""
     return {(a, b) for found in records.values() for a, b in found["imports"] if a in records and a != b}
 
 
 def circle(edges: Iterable[Edge]) -> list[str]:
-    """The modules of one circle in order, the first again at the end; empty if there is none."""
+    """The modules of one import cycle in order, the first again at the end; empty if there is none."""
     graph = TopologicalSorter()
     for importer, imported in edges:
         graph.add(importer, imported)
@@ -67,7 +67,7 @@ def tier(module: str) -> int | None:
 
 
 def upward(edges: Iterable[Edge]) -> list[str]:
-    """'module imports module' where the second stands in a higher tier, or is a program."""
+    """'module imports module' where the second is in a higher tier, or is a program."""
     wrong = []
     for importer, imported in sorted(edges):
         low, high = tier(importer), tier(imported)
@@ -112,10 +112,10 @@ def test_every_module_has_a_tier() -> None:
     assert [module for module in module_names(ROOT) if tier(module) is None and module not in PACKAGES] == []
 
 
-def test_nothing_is_hidden_from_the_import() -> None:
+def test_no_import_of_the_project_is_hidden_in_a_function() -> None:
     assert found_in(ROOT, "TYPE_CHECKING") == set()
     assert found_in(ROOT, r"^\s*(from|import) (vssl|tools)\b", ["pipelines"]) == set()
-    assert found_in(ROOT, IN_A_FUNCTION, ["vssl"]) <= {"vssl/__init__.py"}  # its load, for users of the package
+    assert found_in(ROOT, IN_A_FUNCTION, ["vssl"]) <= {"vssl/__init__.py"}  # its ``load``, for users of the package
 
 
 def test_reading_a_config_loads_neither_networks_nor_loaders() -> None:

@@ -27,7 +27,7 @@ def test_dali_scales_images_longer_than_the_canvas_as_the_reference_does(build):
 
 @pytest.mark.parametrize("change", [destroy_start, destroy_huffman_table, *DAMAGES[-3:]])
 def test_dali_stops_at_a_damaged_jpeg(packed, tmp_path, change):
-    """Even if the checksum says nothing; but for a scan that it can get through somehow."""
+    """Even if the checksum matches. Scan damage is left out: DALI may decode it to some picture without an error."""
     pytest.importorskip("nvidia.dali")
     broken = damaged(packed("photographs", "dali"), tmp_path, change, 17, trusted=True)
     data = replace(DATA, loader="dali", drop_last=False)
@@ -42,7 +42,7 @@ def test_dali_stops_at_a_damaged_jpeg(packed, tmp_path, change):
 
 def test_closing_dali_ends_its_threads_and_frees_its_memory(build):
     def resources():
-        """Threads, DALI's own too, and megabytes, without those that the C library keeps for later."""
+        """Threads, including DALI's own, and megabytes, without memory that the C library keeps for reuse."""
         ctypes.CDLL(None).malloc_trim(0)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return len(os.listdir("/proc/self/task")), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -55,10 +55,10 @@ def test_closing_dali_ends_its_threads_and_frees_its_memory(build):
         assert resources()[0] > before
         loader.close()
         assert resources()[0] == before
-        assert batch.pixels.float().mean() > 1, "what was handed out stays"
+        assert batch.pixels.float().mean() > 1, "a batch that was handed out stays valid"
         del batch
         memory.append(resources()[1])
-    assert memory[-1] - memory[9] < 100, "each had three batches of 9.6 MB under way"
+    assert memory[-1] - memory[9] < 100, "each loader had three batches of 9.6 MB in progress"
 
 
 def test_reading_without_dali_says_what_to_do(packed, monkeypatch):
@@ -104,8 +104,8 @@ def test_dali_on_a_gpu_names_a_damaged_sample(packed, tmp_path, cuda):
 
 
 @pytest.mark.gpu
-def test_dali_works_beside_the_capture_of_a_graph(build, cuda):
-    """As of a training step: DALI's threads allocate and wait meanwhile, which only a thread's own capture allows."""
+def test_dali_works_during_the_capture_of_a_graph(build, cuda):
+    """As in training. DALI's threads allocate and wait during the capture, which only mode "thread_local" allows."""
     expected = whole(epoch_of(build("dali", "photographs", device=cuda), 0))
     loader = build("dali", "photographs", device=cuda)
     loader.set_epoch(0)

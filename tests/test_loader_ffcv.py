@@ -71,7 +71,7 @@ def test_the_number_of_buffers_is_bounded(build):
         for batch in loader:
             places.add(batch.pixels.data_ptr())
             del batch
-    # Three ahead, and one that the caller has or waits for.
+    # Three prefetched, and one that the caller has or waits for.
     assert len(places) <= 4
 
 

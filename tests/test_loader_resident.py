@@ -1,4 +1,4 @@
-"""The resident loader: whole images out of device memory."""
+"""The resident loader: whole images from device memory."""
 
 import os
 

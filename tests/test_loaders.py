@@ -1,4 +1,4 @@
-"""What every loader promises: the same samples, order, state and errors, and nothing left behind."""
+"""Every loader gives the same samples, order, state and errors, and leaves nothing behind."""
 
 import contextlib
 import multiprocessing
@@ -83,7 +83,7 @@ def test_every_loader_gives_the_same_samples_and_crops(build, name, interpolatio
 
 @pytest.mark.parametrize("kind", ["ffcv", "dali"])
 @pytest.mark.parametrize("crops", ["loader", "device"])
-def test_the_user_says_who_cuts_the_crops(build, kind, crops):
+def test_data_crops_decides_who_cuts_the_crops(build, kind, crops):
     batch = next(iter(build(kind, crops=crops)))
     assert batch.pixels.shape == ((8, 2, SIDE, SIDE, 3) if crops == "loader" else (8, 1, 16, 16, 3))
     assert batch.size.unique().tolist() == [SIDE if crops == "loader" else 16]
@@ -110,7 +110,7 @@ def test_a_batch_stays_as_it_is_while_the_loader_goes_on(build, kind):
     loader.set_epoch(0)
     kept, copies = [], []
     for batch in loader:
-        kept.append(batch.pixels[:, :1])  # a view keeps the memory as well
+        kept.append(batch.pixels[:, :1])  # a slice also keeps the memory alive
         copies.append(batch.pixels[:, :1].clone())
         del batch
     epoch_of(loader, 1)
@@ -147,8 +147,8 @@ def test_crops_of_an_image_change_with_the_epoch_and_not_with_its_batch(build, k
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_ranks_share_each_batch(build, kind, split):
-    # Six ranks: the last batch of val, one image, leaves five of them with none.
+def test_processes_share_each_batch(build, kind, split):
+    # Six processes: the last batch of val has one image, so five processes get none.
     alone = epoch_of(build(kind, split=split))
     ranks = [epoch_of(build(kind, split=split, rank=rank, world_size=6, workers=1)) for rank in range(6)]
     assert_equal([whole(list(parts)) for parts in zip(*ranks, strict=True)], alone)
@@ -177,7 +177,7 @@ def test_a_state_taken_in_mid_epoch_continues_exactly(build, kind):
     batches = iter(loader)
     next(batches), next(batches)
     state = loader.state_dict()
-    assert state == {"seed": 5, "epoch": 2, "batches": 2}, "what was prefetched does not count"
+    assert state == {"seed": 5, "epoch": 2, "batches": 2}, "prefetched batches do not count"
     rest = list(batches)
     assert loader.state_dict() == {"seed": 5, "epoch": 2, "batches": 5}
     assert list(loader) == [], "the epoch is over"
@@ -190,7 +190,7 @@ def test_a_state_taken_in_mid_epoch_continues_exactly(build, kind):
 
     loader.set_epoch(2)
     next(iter(loader))
-    loader.load_state_dict(state)  # with an iteration under way
+    loader.load_state_dict(state)  # during an iteration
     assert_equal(list(loader), rest)
 
 
@@ -222,7 +222,7 @@ def test_a_damaged_jpeg_stops_the_loader_at_its_batch(packed, tmp_path, kind, fo
     data = replace(DATA, loader=kind, drop_last=False)
     with contextlib.closing(build_loader(data, RECIPE, broken, "train", train=train, seed=5, device=CPU)) as loader:
         place = next(number for number, index in enumerate(loader.sampler.remaining()) if 17 in index)
-        for _ in range(2):  # the error comes again, at the same place
+        for _ in range(2):  # the error is raised again at the same place
             loader.set_epoch(0)
             seen = []
             with pytest.raises(UserError, match="sample 17"):
@@ -231,7 +231,7 @@ def test_a_damaged_jpeg_stops_the_loader_at_its_batch(packed, tmp_path, kind, fo
 
 
 class FailingReader(BetonReader):
-    """Fails at one sample, later than other workers go on."""
+    """Fails at one sample, after other workers have moved on."""
 
     def decode(self, index, *rest):
         if index == 17:
@@ -241,7 +241,7 @@ class FailingReader(BetonReader):
 
 
 @pytest.mark.parametrize("kind", [FfcvLoader, TorchLoader])
-def test_a_workers_late_exception_names_the_sample(packed, kind):
+def test_a_late_exception_of_a_worker_names_the_sample(packed, kind):
     tiny = packed("tiny", "ffcv")
     reader, sampler = FailingReader(tiny.dir, "train"), Sampler(43, DATA.batch_size, seed=5, drop_last=False)
     with (
@@ -270,7 +270,7 @@ def test_a_torch_worker_leaves_signals_to_its_parent(build):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left_after_close(build, kind):
-    epoch_of(build(kind))  # the first time may start what torch keeps
+    epoch_of(build(kind))  # the first loader may create resources that torch keeps
     before = resources()
     loader = build(kind)
     for epoch in range(2):
@@ -285,7 +285,7 @@ def test_nothing_is_left_after_close(build, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_breaking_off_epochs_does_not_pile_up(build, kind):
+def test_stopping_epochs_early_does_not_accumulate_resources(build, kind):
     loader = build(kind)
     expected = epoch_of(loader, 9)
     before = resources()
@@ -294,14 +294,14 @@ def test_breaking_off_epochs_does_not_pile_up(build, kind):
         for batch in loader:
             assert len(batch.index) == 8
             break
-    del batch  # torch keeps a handle open for every tensor that came out of a worker
+    del batch  # torch keeps a handle open for every tensor from a worker
     loader.set_epoch(9)
     assert_no_more_than(before)
     assert_equal(list(loader), expected)
 
 
 @pytest.mark.parametrize("kind", ["ffcv", "dali"])
-def test_an_iterator_begun_anew_ends_the_one_before(build, kind):
+def test_a_new_iterator_ends_the_previous_one(build, kind):
     loader = build(kind)
     former = iter(loader)
     first = next(former)
@@ -366,7 +366,7 @@ def test_auto_follows_the_manifest(build, form):
 
 
 @pytest.mark.parametrize("kind", ["ffcv", "torch"])
-def test_no_workers_given_means_one_a_core(build, kind, monkeypatch):
+def test_the_default_is_one_worker_per_core(build, kind, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
     loader = build(kind, workers=0)
     batches = iter(loader)
@@ -390,7 +390,7 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(build, cuda, kind):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["ffcv", "dali", "torch"])
 def test_copies_beside_a_busy_gpu_arrive_whole(build, cuda, kind):
-    """The step's stream is kept far behind the host, so that a buffer given out too early would be overwritten."""
+    """The step's stream is kept far behind the host, so that a buffer reused too early would be overwritten."""
     matrix = torch.randn(4096, 4096, device=cuda)
 
     def checksums(loader, load):
@@ -401,7 +401,7 @@ def test_copies_beside_a_busy_gpu_arrive_whole(build, cuda, kind):
                 for _ in range(load):
                     matrix @ matrix
                 weights = 1 + batch.index % 13
-                # Only valid pixels: the rest of a canvas is arbitrary. Integers, so that no order of adding matters.
+                # Only valid pixels: the rest is arbitrary. Integers, so that the order of summation does not matter.
                 rows = torch.arange(batch.pixels.shape[2], device=batch.index.device)
                 columns = torch.arange(batch.pixels.shape[3], device=batch.index.device)
                 valid = (rows < batch.size[:, :1])[:, :, None] & (columns < batch.size[:, 1:])[:, None]

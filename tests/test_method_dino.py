@@ -1,4 +1,4 @@
-"""DINO: its loss and centre by hand, its head, and a run in the engine, with one process and with two."""
+"""DINO: its loss and centre against by-hand references, its head, and runs with one and with two processes."""
 
 import copy
 import functools
@@ -73,14 +73,15 @@ def test_the_teacher_gets_no_gradient(cosines):
     assert teacher.grad is None and student.grad.abs().sum() > 0
 
 
-def test_the_centre_takes_away_what_all_images_share(cosines):
+def test_the_centre_removes_what_all_images_share(cosines):
     student, teacher, _ = cosines
     one = torch.zeros(K).index_fill(0, torch.tensor(2), 1.0)
-    # A teacher that chooses prototype 2 for every image has targets without entropy; once its centre is there, uniform.
+    # A teacher that chooses prototype 2 for every image has targets without entropy. With its centre subtracted, they
+    # are uniform.
     alike = one.expand(2 * B, K)
     sharp, centred = (dino_loss(student, alike, c, **TEMPERATURES)["target_entropy"].item() for c in (one * 0, one))
     assert sharp < 1e-6 and centred == pytest.approx(math.log(K))
-    # What is added to all of a prototype's cosines, its centre takes away.
+    # The centre removes a constant added to all cosines of a prototype.
     plain = dino_loss(student, teacher, torch.zeros(K), **TEMPERATURES)["loss"]
     shifted = dino_loss(student, teacher + one, one, **TEMPERATURES)["loss"]
     torch.testing.assert_close(plain, shifted, rtol=1e-4, atol=1e-5)
@@ -124,7 +125,7 @@ def test_the_centre_is_the_moving_average_of_the_teachers_outputs(method):
     assert any(buffer is method.centre for buffer in method.guarded_buffers())
 
 
-def test_everything_is_float32_of_bfloat16_networks_and_the_teacher_learns_nothing(method):
+def test_outputs_of_bfloat16_networks_are_float32_and_the_teacher_gets_no_gradient(method):
     method.autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
     loss, features, metrics = method(*views())
     assert {value.dtype for value in (loss, method.centre, *metrics.values())} == {torch.float32}
@@ -156,15 +157,15 @@ def measured(run):
 WIDE = ("method.latent=64", "method.projector_hidden=64", "method.prototypes=64", "optim.name=adamw")
 
 
-def test_the_student_learns_from_a_teacher_that_stands_still(config, tmp_path):
+def test_the_student_learns_from_a_fixed_teacher(config, tmp_path):
     Trainer(config("method.name=dino", *WIDE, "method.tau=1", "method.centre_momentum=1", "optim.lr=0.01")).fit()
     first, *_, last = measured(tmp_path / "run")
     assert last["loss"] < 0.9 * first["loss"]
     assert last["target_entropy"] == pytest.approx(first["target_entropy"], rel=0.2)
 
 
-def test_a_training_brings_student_and_teacher_together_and_does_not_collapse(config, tmp_path):
-    """The loss itself need not fall: it holds the targets' entropy, which the centre raises."""
+def test_training_brings_student_and_teacher_together_and_does_not_collapse(config, tmp_path):
+    """The loss itself need not fall: it contains the targets' entropy, which the centre raises."""
     Trainer(config("method.name=dino", *WIDE, "method.tau=0.99", "optim.lr=0.01", "train.epochs=4")).fit()
     first, *_, last = measured(tmp_path / "run")
     assert 0.01 < last["kl"] < 0.8 * first["kl"]
@@ -220,7 +221,7 @@ def test_a_step_that_is_not_finite_leaves_the_centre_as_it_was(config):
     assert step.watch.read()[0] == 1
     assert step.method.centre.isfinite().all() and step.method.centre.abs().sum() > 0
     for a, b in zip(before, everything(trainer), strict=True):
-        assert torch.equal(a, b) or not a.is_floating_point()  # BatchNorm counts its calls, which nothing reads
+        assert torch.equal(a, b) or not a.is_floating_point()  # BatchNorm's counter of calls, which is never read
 
 
 @pytest.mark.ddp
@@ -242,7 +243,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_p
     assert list(one) == list(range(1, 21)) and two == pytest.approx(one, rel=1e-3)
 
 
-def test_the_step_compiles_as_one_graph_and_is_the_eager_one(config, tmp_path, monkeypatch):
+def test_the_step_compiles_as_one_graph_and_equals_the_eager_step(config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()
     trainers = [Trainer(config(*SMALL, f"run.dir={tmp_path / name}")) for name in "ab"]

@@ -1,4 +1,4 @@
-"""MoCo v3's loss against InfoNCE written out, with the keys of one process and of several."""
+"""MoCo v3's loss against an explicit InfoNCE, with the keys of one process and of several."""
 
 import torch
 from formulas import B, assert_same_value_and_gradient, embeddings
@@ -19,7 +19,7 @@ def test_the_loss_is_info_nce_times_two_temperatures_summed_over_directions():
 
 
 class Recorded(Peers):
-    """The second of two processes; what the first brings is given."""
+    """The second of two processes; the first process's rows are given."""
 
     def gather(self, rows):
         self.others.append(rows)

@@ -1,4 +1,4 @@
-"""VICReg: its terms by hand, what they punish, and a run in the engine, with one process and with two."""
+"""VICReg: its terms against by-hand references, what they punish, and runs with one and with two processes."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ def test_loss_and_gradient_are_those_by_hand(embeddings, weights):
 
 
 class Together:
-    """Peers that are all here: what is gathered is every process's rows, in one graph."""
+    """All processes simulated in this one: gathering gives the rows of all, in one graph."""
 
     def __init__(self, parts):
         self.parts = parts
@@ -120,7 +120,7 @@ def test_three_layers_no_teacher_and_a_float32_loss_of_bfloat16_networks(method)
     assert all(weight.grad.abs().sum() > 0 for weight in method.student.parameters())
 
 
-def test_a_training_lowers_the_loss_and_does_not_collapse(config, tmp_path):
+def test_training_lowers_the_loss_and_does_not_collapse(config, tmp_path):
     Trainer(config("method.name=vicreg", "optim.name=adamw", "optim.lr=0.03", "train.epochs=4")).fit()
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     measured = [line for line in written if "loss" in line]
@@ -168,7 +168,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_p
     assert two == pytest.approx(one, rel=1e-3)
 
 
-def test_the_step_compiles_as_one_graph_and_is_the_eager_one(config, tmp_path, monkeypatch):
+def test_the_step_compiles_as_one_graph_and_equals_the_eager_step(config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()
     trainers = [Trainer(config("method.name=vicreg", f"run.dir={tmp_path / name}")) for name in "ab"]

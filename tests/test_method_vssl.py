@@ -83,7 +83,7 @@ def test_a_kl_is_positive_and_zero_only_for_equal_distributions(kl, tensors):
 
 
 def vssl(**settings):
-    """VSSL's loss with these options, behind a network that nobody runs."""
+    """VSSL's loss with these options; its network is never run."""
     options = VSSLOptions(projector_hidden=4, predictor_hidden=4, latent=D, **settings)
     return VSSL(options, nn.Flatten(), 3).loss
 
@@ -137,8 +137,8 @@ def test_gradients_reach_the_students_mean_and_variance_but_never_the_teacher(se
 
 
 def fixed_point(settings, squared_error):
-    """Log-variances (student, teacher) where training ends when means differ by ``squared_error`` and the teacher's
-    variance follows the student's."""
+    """Log-variances (student, teacher) to which training converges if the means differ by ``squared_error`` and the
+    teacher's variance follows the student's."""
     torch.manual_seed(0)
     mu_t = torch.randn(128, D)
     mu_s = mu_t + squared_error**0.5 * torch.randn(128, D)
@@ -165,8 +165,8 @@ def test_predictive_variance_settles_at_the_squared_error_for_every_beta(beta, d
     assert teacher == pytest.approx(math.log(0.3), abs=0.1)
 
 
-def test_prior_variance_falls_for_ever():
-    """The least of prior + beta KL lies at sigma_s^2 = sigma_t^2 beta / (1 + beta), and the teacher follows."""
+def test_prior_variance_falls_without_bound():
+    """The minimum of prior + beta KL is at sigma_s^2 = sigma_t^2 beta / (1 + beta), and the teacher follows it down."""
     student, teacher = fixed_point({"form": "gaussian", "likelihood": "prior"}, squared_error=0.3)
     assert student < -5 and teacher < -5
 
@@ -193,7 +193,7 @@ def test_statistics_are_float32_under_bf16(settings):
     torch.testing.assert_close(half, full)
 
 
-def test_the_noise_is_that_of_the_sample_and_the_view():
+def test_the_noise_depends_on_the_sample_and_the_view():
     torch.manual_seed(0)
     options = VSSLOptions(projector_hidden=8, predictor_hidden=8, latent=D, likelihood="prior")
     method = VSSL(options, nn.Flatten(), 3 * 4 * 4, seed=3)
@@ -205,7 +205,7 @@ def test_the_noise_is_that_of_the_sample_and_the_view():
 
 
 def test_the_teachers_variance_head_is_trained():
-    """Its source, the student's own variance head, receives gradient."""
+    """The student's variance head, which the teacher's follows, receives a gradient."""
     method = VSSL(VSSLOptions(projector_hidden=8, predictor_hidden=8, latent=D), nn.Flatten(), 3 * 4 * 4)
     method(torch.randn(2 * B, 3, 4, 4), torch.arange(B), torch.tensor(0)).loss.backward()
     assert method.student.projector.logvar.weight.grad.abs().sum() > 0

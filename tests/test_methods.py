@@ -1,4 +1,4 @@
-"""What every method of the registry promises the engine."""
+"""The promises that every registered method makes to the engine."""
 
 import copy
 
@@ -36,7 +36,7 @@ def test_a_method_gives_a_loss_features_of_both_views_and_detached_scalars(name)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_weight_but_a_teachers_learns(name):
+def test_every_weight_except_a_teachers_learns(name):
     method = build(name)
     run(method).loss.backward()
     learned = {key for key, weight in method.named_parameters() if weight.grad is not None}
@@ -45,7 +45,7 @@ def test_every_weight_but_a_teachers_learns(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_methods_state_is_all_that_decides_what_it_says(name):
+def test_a_methods_state_alone_decides_its_outputs(name):
     method = build(name)
     run(method).loss.backward()
     method.after_update(torch.tensor(0.5))
@@ -55,7 +55,7 @@ def test_a_methods_state_is_all_that_decides_what_it_says(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_teacher_follows_by_the_rate_and_zero_changes_nothing(name):
+def test_a_teacher_follows_at_the_given_rate_and_rate_zero_changes_nothing(name):
     method = build(name)
     if method.teacher is None:
         return
@@ -91,7 +91,7 @@ def test_what_forward_changes_is_guarded(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_batch_statistics_are_a_views_own(name):
+def test_each_view_has_its_own_batch_statistics(name):
     """The features of a view do not depend on what the other view shows."""
     views = torch.randn(2 * B, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     other = torch.cat([views[:B], 5 + 3 * views[B:]])
@@ -115,7 +115,7 @@ def test_without_a_predictor_there_are_only_the_encoders_weights(name):
     assert torch.isfinite(run(method).loss)
 
 
-def test_swapping_views_meets_the_other_view():
+def test_swapping_views_gives_the_other_view():
     rows = torch.arange(6)[:, None]
     assert swap_views(rows).flatten().tolist() == [3, 4, 5, 0, 1, 2]
 
@@ -131,7 +131,7 @@ def test_a_method_without_a_variance_says_so(name):
 
 @pytest.mark.parametrize("small_images", [True, False])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_recipe_answers_every_null(name, small_images):
+def test_a_recipe_fills_in_every_null(name, small_images):
     config = resolve(from_dict({"method": {"name": name}, "data": {"image_size": 32 if small_images else 224}}, Config))
     assert None not in vars(config.method).values()
     assert None not in (config.optim.name, config.optim.lr, config.optim.weight_decay)

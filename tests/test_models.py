@@ -1,4 +1,4 @@
-"""Backbones keep torchvision's keys, heads keep their promises, the teacher follows and never moves by itself."""
+"""Backbones keep torchvision's keys, heads their scale and bounds; a teacher changes only by following its student."""
 
 import copy
 
@@ -114,7 +114,7 @@ def test_a_teacher_of_timms_network_changes_no_buffer(name):
     images = torch.randn(4, 3, 64, 64)
     assert teacher(images).shape == (4, width)
     assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
-    backbone.train()(images)  # the student's do move
+    backbone.train()(images)  # the student's buffers do change
     assert any(not torch.equal(before[f"network.{key}"], value) for key, value in backbone.state_dict().items())
 
 
@@ -142,7 +142,7 @@ def test_timms_norms_are_synchronised(name, monkeypatch):
 
 
 class OtherNorm(nn.BatchNorm2d):
-    """Of a library that nobody knows."""
+    """A norm of an unknown library."""
 
 
 @pytest.mark.parametrize("norm", [OtherNorm(4), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4, track_running_stats=True)])

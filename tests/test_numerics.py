@@ -1,4 +1,4 @@
-"""Steps that are not finite, loss scaling, collapse: what they change, and what a run says of them."""
+"""Steps that are not finite, loss scaling, collapse: what they change, and what a run reports about them."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from vssl.engine.trainer import Trainer
 
 
 def break_loss(trainer, at_call):
-    """From a call on, the loss is not a number."""
+    """From a given call on, the loss is NaN."""
     calls = itertools.count(1)
 
     def spoil(method, inputs, output):
@@ -35,7 +35,7 @@ def test_a_step_that_is_not_finite_changes_nothing(config, optimizer):
     trainer.train_step(batch)
     counters = sum(v.dtype == torch.int64 for v in before)
     same = [torch.equal(a, b) for a, b in zip(before, everything(trainer), strict=True)]
-    assert sum(same) >= len(before) - counters  # BatchNorm counts its batches all the same
+    assert sum(same) >= len(before) - counters  # BatchNorm still counts its batches
     assert all(s for s, v in zip(same, before, strict=True) if v.is_floating_point())
     assert trainer.train_step.watch.read() == (1, 2)
     assert trainer.train_step.watch.index.tolist() == batch.index.tolist()
@@ -62,7 +62,7 @@ def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp
         Trainer(config(f"optim.name={optimizer}", f"run.dir={tmp_path / name}")) for name in ("plain", "scaled")
     )
     scale = scaled.train_step.loss_scale = LossScale(torch.device("cpu"), enabled=True)
-    scale.scale.fill_(2.0**72)  # more than float32 can bear: the gradients' squares are summed
+    scale.scale.fill_(2.0**72)  # overflows float32, because the gradients' squares are summed
     batch = first_batch(plain)
     for trainer in (plain, scaled):
         trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, tau=0.9)
@@ -78,7 +78,7 @@ def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp
         assert all(torch.equal(a, b) for a, b in zip(before, scaled.train_step.method.parameters(), strict=True))
     assert 3 < overflows < 72
     plain.train_step(batch)
-    # A power of two changes exponents alone.
+    # A power of two changes only exponents.
     for part in ("method", "probe"):
         pairs = zip(*(getattr(trainer.train_step, part).parameters() for trainer in (plain, scaled)), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), part
@@ -97,7 +97,7 @@ def test_loss_scaling_gives_up_when_halving_does_not_help(config, tmp_path):
 
 def test_a_collapse_raises_an_alarm_once(config, capsys):
     trainer = Trainer(config())
-    with torch.no_grad():  # an encoder that says the same of every image
+    with torch.no_grad():  # an encoder that gives the same features for every image
         trainer.train_step.method.student.backbone.layer3[0].bn2.weight.zero_()
         trainer.train_step.method.student.backbone.layer3[0].downsample[1].weight.zero_()
         trainer.train_step.method.student.backbone.layer3[0].downsample[1].bias.fill_(1.0)

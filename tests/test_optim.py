@@ -55,7 +55,7 @@ def test_lars_takes_plain_steps_from_a_weight_of_zero():
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_fused_optimizers_equal_the_plain_ones(name):
+def test_fused_optimizers_equal_torchs_plain_ones(name):
     ours, theirs = network(), network()
     plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
     extra = {"momentum": 0.9} if name == "sgd" else {}
@@ -81,7 +81,7 @@ def test_a_bad_step_changes_neither_weights_nor_state(name):
     for step in range(4):
         for m, optimizer in zip((model, twin), optimizers, strict=True):
             if step == 2 and m is twin:
-                continue  # the twin never sees the bad step
+                continue  # the reference skips the bad step
             gradients(m, step, scale=math.nan if step == 2 else 1.0)
             optimizer.found_inf = torch.tensor(float(step == 2))
             optimizer.step()

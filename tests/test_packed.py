@@ -17,7 +17,7 @@ from pipelines.formats.packed import holds_packed, measure_split, open_packed, w
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_was_packed_opens(packed_dirs, format):
+def test_a_packed_data_set_opens(packed_dirs, format):
     packed = open_packed(packed_dirs[format], verify=True)
     assert (packed.format, packed.dataset, packed.classes) == (format, "folder", ("cat", "dog"))
     assert list(packed.splits) == ["train", "val"]
@@ -32,7 +32,7 @@ def test_no_folder_and_no_manifest(tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_file_is_missed_and_measured(copy, format):
+def test_a_missing_file_and_a_wrong_size_are_noticed(copy, format):
     folder = copy(format)
     for path in [path for path in folder.iterdir() if path.name != "manifest.json"]:
         data = path.read_bytes()
@@ -72,7 +72,7 @@ def test_a_manifest_of_another_data_set(copy, packed_dirs, tmp_path):
 def test_a_folder_with_anything_else_in_it_does_not_hold_a_packed_data_set_alone(copy, tmp_path):
     folder = copy("ffcv")
     assert holds_packed(folder)
-    (folder / "val.beton").unlink()  # damaged, but nobody else's
+    (folder / "val.beton").unlink()  # damaged, but nothing that does not belong to it
     assert holds_packed(folder)
     (folder / "notes").mkdir()
     assert not holds_packed(folder)
@@ -93,15 +93,15 @@ ENTRY = {"bytes": 1, "sha256": "0" * 64}
         ({"extra": 1}, "the manifest must have exactly"),
         ({"format": "tar"}, "format must be one of ffcv, dali, resident"),
         ({"format": ["ffcv"]}, "format must be one of"),
-        ({"dataset": 7}, "dataset must be a text"),
-        ({"classes": "cat"}, "classes must be texts"),
-        ({"classes": [1, 2]}, "classes must be texts"),
+        ({"dataset": 7}, "dataset must be a string"),
+        ({"classes": "cat"}, "classes must be strings"),
+        ({"classes": [1, 2]}, "classes must be strings"),
         ({"classes": ["cat", "cat"]}, "classes must be different"),
         ({"classes": []}, "splits.train is labelled, but there are no classes"),
         ({"options": {}}, "options must have exactly max_resolution, quality"),
         ({"options.quality": "90"}, "options.quality must be a whole number of at least 1"),
-        ({"splits": []}, "splits must be train, perhaps val"),
-        ({"splits.other": {}}, "splits must be train, perhaps val"),
+        ({"splits": []}, "splits must be train, optionally val"),
+        ({"splits.other": {}}, "splits must be train, optionally val"),
         ({"splits.val": {}}, "splits.val must have exactly"),
         ({"splits.train.count": 0}, "splits.train.count must be a whole number of at least 1"),
         ({"splits.train.count": -4}, "splits.train.count must be a whole number"),
@@ -127,7 +127,7 @@ ENTRY = {"bytes": 1, "sha256": "0" * 64}
         ),
         ({"skipped": {}}, "skipped must be a list"),
         ({"skipped": [{"split": "train", "file": "a"}]}, "an entry of skipped must have exactly"),
-        ({"skipped": [{"split": "train", "file": "a", "reason": 1}]}, "an entry of skipped must be texts"),
+        ({"skipped": [{"split": "train", "file": "a", "reason": 1}]}, "an entry of skipped must hold strings"),
         ({"splits.train.count": 5}, "holds 4 samples, the manifest says 5"),
         ({"splits.train.labelled": False}, "labels 0 to 1, the manifest allows -1 to -1"),
         ({"classes": ["cat"]}, "labels 0 to 1, the manifest allows 0 to 0"),
@@ -151,7 +151,7 @@ def test_a_wrong_manifest_is_refused(copy, change, message):
 def test_a_manifest_that_is_no_object_is_refused(copy, text):
     folder = copy("ffcv")
     (folder / "manifest.json").write_bytes(text.encode("latin1"))
-    refused(folder, "manifest.json: (cannot be read|is no JSON object)")
+    refused(folder, "manifest.json: (cannot be read|is not a JSON object)")
 
 
 def test_unlabelled_images(tmp_path):

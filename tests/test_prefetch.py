@@ -1,4 +1,4 @@
-"""Working ahead on threads, and memory that is used again."""
+"""Working ahead on threads, and memory that is reused."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ def test_run_ahead_keeps_the_order_and_the_bound():
             under_way[0] -= 1
             results.append(result)
     assert results == list(range(20))
-    assert most[0] == 4, "three ahead, and the one that is waited for"
+    assert most[0] == 4, "three ahead, and the one whose result is awaited"
 
 
 @pytest.mark.parametrize("ending", ["error", "break"])
@@ -54,7 +54,7 @@ def test_run_ahead_leaves_nothing_running(ending):
         assert len(started) <= 7
 
 
-def test_a_buffer_is_used_again_only_when_nothing_shares_it():
+def test_a_buffer_is_reused_only_when_nothing_shares_it():
     pool = BufferPool((4, 6))
     first = pool.take()
     view, array = first[1:, :2], first.numpy()

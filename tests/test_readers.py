@@ -1,4 +1,4 @@
-"""Readers: random access to what was packed, whatever the format."""
+"""Readers: random access to packed images in every format."""
 
 import pickle
 import subprocess
@@ -29,7 +29,7 @@ def test_readers_give_what_was_packed(folders, packed):
         reader.close()
 
 
-def test_opening_jpegs_leaves_torch_its_threads(packed):
+def test_opening_jpegs_keeps_torchs_number_of_threads(packed):
     program = """
 import sys, torch
 from pipelines.formats.packed import open_packed, open_reader

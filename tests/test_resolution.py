@@ -1,4 +1,4 @@
-"""Progressive resolution: which sizes, what the step and the loaders make of them, resuming in between."""
+"""Progressive resolution: the sizes, how the step and the loaders use them, and resuming at a smaller size."""
 
 import functools
 import gc
@@ -61,7 +61,7 @@ def test_the_step_sees_views_of_each_epochs_size(form, folders, packed, config, 
 
 def stop_at_step(config, number):
     def on_step(trainer):
-        if trainer.step == number - 1:  # the signal is noted, the next step finished, and everything saved
+        if trainer.step == number - 1:  # after the signal, the next step is finished and everything is saved
             os.kill(os.getpid(), signal.SIGTERM)
 
     trainer = Trainer(config, on_step=on_step)
@@ -74,7 +74,7 @@ def test_a_run_resumed_at_a_smaller_size_ends_with_the_same_bytes(config, tmp_pa
     keys = ["data.image_size=16", "train.first_size=8", "train.epochs=4", "checkpoint.every_steps=2", "data.limit=128"]
     Trainer(config(*keys, f"run.dir={tmp_path / 'whole'}")).fit()
     stop_at_step(config(*keys), 6)  # in the middle of the second epoch
-    gc.collect()  # which unlocks the run's directory
+    gc.collect()  # unlocks the run's directory
     Trainer(config(*keys), resume="auto").fit()
     whole, resumed = ((tmp_path / name / "backbone.safetensors").read_bytes() for name in ("whole", "run"))
     assert whole == resumed

@@ -1,4 +1,4 @@
-"""A process that dies is started again by torchrun (``--max-restarts``), and the run goes on by itself."""
+"""torchrun restarts a process that dies (``--max-restarts``), and the run continues automatically."""
 
 import json
 import os
@@ -18,13 +18,13 @@ STEPS = 80
 
 
 def lines(run_dir):
-    """What has been written of metrics.jsonl; its last line may be under way."""
+    """What has been written to metrics.jsonl; its last line may be incomplete."""
     path = run_dir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def worker(torchrun, rank):
-    """The process of a rank among torchrun's children."""
+    """The child of torchrun that has this rank."""
     for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return int(child)
@@ -49,7 +49,7 @@ def test_a_run_goes_on_by_itself_when_a_process_is_killed(config, tmp_path):
         os.kill(worker(process.pid, 0), signal.SIGKILL)
         output, _ = process.communicate(timeout=600)
     finally:
-        process.terminate()  # which ends its processes too
+        process.terminate()  # torchrun ends its processes too
         process.wait()
     assert process.returncode == 0, output.decode()
 

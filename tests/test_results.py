@@ -1,4 +1,4 @@
-"""Published figures name the commit that gave them; files are there whole or not at all."""
+"""Published figures name the commit that produced them; files are written completely or not at all."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_changed_or_an_untracked_file_makes_it_dirty(checkout, name):
     assert second != first == read_commit(checkout).dirty
 
 
-def test_what_is_staged_counts_too(checkout):
+def test_staged_changes_count_too(checkout):
     (checkout / "code.py").write_text("changed")
     dirty = read_commit(checkout).dirty
     git(checkout, "add", "code.py")
@@ -65,7 +65,7 @@ def test_links_and_names_of_untracked_files_count(checkout):
     assert first != read_commit(checkout).dirty is not None
 
 
-def test_untracked_data_is_not_read_whole(checkout):
+def test_untracked_data_is_not_read_completely(checkout):
     digests = []
     for size in (2**40, 2**41):  # sparse, and far too large to read
         with open(checkout / "data.beton", "wb") as file:

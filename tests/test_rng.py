@@ -1,4 +1,4 @@
-"""The counter-based numbers: what they are a function of, and how they are distributed."""
+"""The counter-based numbers: what they depend on, and how they are distributed."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def mix(value: int) -> int:
 
 
 def one_number(seed: int, epoch: int, index: int, stream: int, draw: int) -> float:
-    """One number of ``uniform`` in unbounded integers."""
+    """One number of ``uniform``, computed with Python's unbounded integers."""
     state = mix((index + GAMMA) % WORD)
     for word in (seed, epoch, stream):
         state = mix(state ^ ((word * MIX_2 + GAMMA) % WORD))
@@ -30,7 +30,7 @@ def test_mixer_is_splitmix64() -> None:
     assert [mix((1234567 + GAMMA * step) % WORD) for step in (1, 2, 3, 4)] == published
 
 
-def test_uniform_is_the_hash_in_any_order_and_company() -> None:
+def test_uniform_is_the_hash_whatever_the_order_and_the_batch() -> None:
     index = torch.tensor([0, 1, 2, 1_281_166, 2**40, 7])
     for seed, epoch, stream in [(0, 0, 0), (1, 0, 1), (2**31 - 1, 999, 1000)]:
         numbers = uniform(seed, epoch, index, stream, 5)
@@ -60,7 +60,7 @@ def test_names_with_a_place_get_the_numbers_of_uniform_from_there_on() -> None:
         assert torch.equal(draws.uniform("later", 7)[:, view], expected[:, 5:])
 
 
-def test_other_names_have_numbers_of_their_own_whatever_else_is_drawn() -> None:
+def test_other_names_have_their_own_numbers_whatever_else_is_drawn() -> None:
     index = torch.arange(500)
     draws = Draws(3, 8, index, streams=(0, 1), places={"fixed": 0})
     names = ["fixed", "fade", "fade amount", "edge", "a", "b", "ab", "ba"]
@@ -106,7 +106,7 @@ def test_normal_is_normal() -> None:
     assert stats.kstest(numbers.flatten(), "norm").pvalue > 1e-4
     correlation = torch.corrcoef(numbers.T) - torch.eye(7)
     assert correlation.abs().max() < 0.06
-    # Sine and cosine of one angle share their radius, but nothing that squares would show.
+    # Sine and cosine of one angle share a radius; that must not correlate the squares.
     assert torch.corrcoef(numbers.square().T).sub(torch.eye(7)).abs().max() < 0.06
 
 

@@ -1,4 +1,4 @@
-"""Order, rank slices and state of the sampler."""
+"""The sampler's order, state, and slices for each process."""
 
 import numpy as np
 import pytest
@@ -38,13 +38,13 @@ def test_seeds_and_epochs_are_not_mixed_up():
     assert len(orders) == 36
 
 
-def test_without_shuffle_the_packed_order():
+def test_without_shuffle_the_order_is_the_packed_one():
     batches = list(Sampler(10, 4, shuffle=False, drop_last=False).remaining())
     assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(12, 4), (10, 4), (3, 4)])
-def test_ranks_partition_the_same_global_batches_whatever_the_world_size(batch_size, world_size):
+def test_processes_partition_the_same_global_batches_whatever_the_world_size(batch_size, world_size):
     alone = epoch_of(Sampler(50, batch_size, seed=1), 2)
     ranks = [epoch_of(Sampler(50, batch_size, seed=1, rank=r, world_size=world_size), 2) for r in range(world_size)]
     for number, whole in enumerate(alone):
@@ -53,7 +53,7 @@ def test_ranks_partition_the_same_global_batches_whatever_the_world_size(batch_s
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_drop_last_leaves_out_others_each_epoch():
+def test_drop_last_leaves_out_different_samples_each_epoch():
     sampler = Sampler(103, 10, seed=0)
     assert len(sampler) == 10
     left_out = [frozenset(range(103)) - {*np.concatenate(epoch_of(sampler, epoch)).tolist()} for epoch in range(20)]
@@ -69,7 +69,7 @@ def test_keeping_the_last_batch_gives_every_sample_once():
     np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(103))
 
 
-def test_limit_is_a_fixed_subset_in_an_order_of_each_epoch():
+def test_limit_is_a_fixed_subset_in_a_new_order_each_epoch():
     sampler = Sampler(1000, 8, seed=7, limit=64)
     first, second = np.concatenate(epoch_of(sampler, 0)), np.concatenate(epoch_of(sampler, 1))
     assert len(sampler) == 8
@@ -80,7 +80,7 @@ def test_limit_is_a_fixed_subset_in_an_order_of_each_epoch():
 
 
 @pytest.mark.parametrize("limit", [0, 30, 31])
-def test_a_limit_that_does_not_limit(limit):
+def test_a_limit_of_zero_or_at_least_the_count_changes_nothing(limit):
     assert set(np.concatenate(epoch_of(Sampler(30, 5, limit=limit), 0))) == set(range(30))
 
 
@@ -99,7 +99,7 @@ def test_state_continues_with_the_next_batch():
     assert resumed.state_dict() == {"seed": 2, "epoch": 5, "batches": 0}
 
 
-def test_looking_ahead_does_not_move_the_state():
+def test_looking_ahead_does_not_change_the_state():
     sampler = Sampler(100, 10, seed=2)
     list(sampler.remaining())
     assert sampler.state_dict()["batches"] == 0

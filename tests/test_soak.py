@@ -1,4 +1,4 @@
-"""The soak's short version, a few of each (``make soak`` does all); and that what it is made of notices failures."""
+"""A short version of the soak (``make soak`` runs it at length), and tests that its parts notice failures."""
 
 import os
 import random
@@ -36,11 +36,11 @@ def refuse():
     ],
     ids=["done", "refused", "crashed"],
 )
-def test_a_childs_end_is_told(work, answer):
+def test_a_childs_end_is_reported(work, answer):
     assert in_child(work) == answer
 
 
-def test_a_childs_exception_is_told_with_its_traceback():
+def test_a_childs_exception_is_reported_with_its_traceback():
     assert in_child(lambda: 1 / 0).startswith("exception: Traceback") and "ZeroDivisionError" in in_child(lambda: 1 / 0)
 
 

@@ -17,7 +17,7 @@ from pipelines.sources.imagenet100 import IMAGENET100
 
 
 def touch(root: Path, *files: str) -> Path:
-    """Files are listed by name; nobody opens them."""
+    """Empty files: a source lists them by name and does not open them."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_bytes(b"x")
@@ -65,10 +65,10 @@ def test_class_folders_are_sorted_and_labelled_by_place(tmp_path):
     assert source.splits["val"].labels.tolist() == [1]
 
 
-def test_val_goes_before_test_and_unread_folders_are_said(tmp_path, caplog):
+def test_val_is_preferred_to_test_and_unread_folders_are_reported(tmp_path, caplog):
     touch(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "test/a/3.jpg", "extra/a/4.jpg")
     assert load_source("folder", tmp_path).splits["val"].names == ["val/a/2.jpg"]
-    assert "nothing is read: extra, test" in caplog.text
+    assert "reading only train/ and val/; ignored: extra, test" in caplog.text
 
 
 def test_class_folders_alone_are_train(tmp_path):
@@ -92,7 +92,7 @@ def test_hidden_and_other_files_are_ignored_and_counted(tmp_path, caplog):
     touch(tmp_path, "a/1.jpg", "a/._1.jpg", "a/notes.txt", "a/.git/2.jpg", ".cache/3.jpg")
     source = load_source("folder", tmp_path)
     assert (source.classes, source.splits["train"].names) == (("a",), ["a/1.jpg"])
-    assert "ignored 2 files that are no images: ._1.jpg, notes.txt" in caplog.text
+    assert "ignored 2 files that are not images: ._1.jpg, notes.txt" in caplog.text
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -140,7 +140,7 @@ def test_the_list_has_100_sorted_ids():
     assert digest.startswith("d61d354b64beb3ce")
 
 
-def test_in100_picks_its_classes_out_of_imagenet(tmp_path):
+def test_in100_picks_its_classes_from_imagenet(tmp_path):
     for split in ("train", "val"):
         imagenet(tmp_path, split, (*IMAGENET100, "n00000001", "n99999999"))
     source = load_source("in100", tmp_path)
@@ -245,14 +245,17 @@ class MaliciousCodec:
         (pickle.dumps({b"data": MaliciousCodec()}), "codec rot13"),
         (b"cnumpy.f2py.crackfortran\nmyeval\n(S'1'\ntR.", r"it asks for numpy.f2py.crackfortran.myeval"),
         (b"garbage", "not a CIFAR batch"),
-        (pickle.dumps([1]), "no dictionary"),
-        (pickle.dumps({b"data": np.zeros((4, 3071), np.uint8), b"labels": [0] * 4}), "no uint8 array of 3072 columns"),
-        (pickle.dumps({b"data": np.zeros((4, 3072), np.float32), b"labels": [0] * 4}), "no uint8 array"),
-        (pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [0] * 3}), "no list of 4 labels"),
-        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}), "no class index below 10"),
+        (pickle.dumps([1]), "not a dictionary"),
+        (
+            pickle.dumps({b"data": np.zeros((4, 3071), np.uint8), b"labels": [0] * 4}),
+            "not a uint8 array of 3072 columns",
+        ),
+        (pickle.dumps({b"data": np.zeros((4, 3072), np.float32), b"labels": [0] * 4}), "not a uint8 array"),
+        (pickle.dumps({b"data": np.zeros((4, 3072), np.uint8), b"labels": [0] * 3}), "not a list of 4 labels"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}), "must be class indices below 10"),
     ],
 )
-def test_a_batch_that_is_none_is_refused_and_executes_nothing(tmp_path, monkeypatch, content, reason):
+def test_a_file_that_is_not_a_batch_is_refused_and_executes_nothing(tmp_path, monkeypatch, content, reason):
     monkeypatch.chdir(tmp_path)
     files, _, _ = cifar_files("cifar10")
     files["cifar-10-batches-py/data_batch_2"] = content
@@ -305,13 +308,13 @@ def test_a_truncated_archive_is_refused(tmp_path):
 
 
 def served(monkeypatch, path: Path) -> None:
-    """Have the download come from a file, and the published checksum be that of the small archive."""
+    """Download from a file, and take the small archive's checksum as the published one."""
     monkeypatch.setattr(cifar, "URL", path.parent.as_uri() + "/")
     archive = cifar.ARCHIVES["cifar10"]._replace(file=path.name, md5=hashlib.md5(path.read_bytes()).hexdigest())
     monkeypatch.setitem(cifar.ARCHIVES, "cifar10", archive)
 
 
-def test_a_download_is_checked_kept_and_used_again(tmp_path, monkeypatch):
+def test_a_download_is_checked_kept_and_reused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "server").mkdir()
     served(monkeypatch, write_tar(tmp_path / "server/small.tar.gz", cifar_files("cifar10")[0]))
@@ -321,13 +324,13 @@ def test_a_download_is_checked_kept_and_used_again(tmp_path, monkeypatch):
     assert len(load_source("cifar10").splits["val"].images) == 4
 
 
-def test_a_download_with_another_checksum_is_thrown_away(tmp_path, monkeypatch):
+def test_a_download_with_another_checksum_is_deleted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "server").mkdir()
     path = write_tar(tmp_path / "server/small.tar.gz", cifar_files("cifar10")[0])
     served(monkeypatch, path)
     path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(UserError, match="has not the published MD5"):
+    with pytest.raises(UserError, match="does not have the published MD5"):
         load_source("cifar10")
     assert list(cifar.DOWNLOADS.iterdir()) == []
 
@@ -340,7 +343,7 @@ def test_a_file_in_downloads_with_another_checksum_is_not_opened(tmp_path, monke
         load_source("cifar10")
 
 
-def test_without_network_it_is_said_where_the_file_belongs(tmp_path, monkeypatch):
+def test_without_network_the_error_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cifar, "URL", "http://127.0.0.1:9/")
     with pytest.raises(UserError, match=r"put it at data/downloads/cifar-10-python.tar.gz, or name it with --source"):
@@ -348,8 +351,8 @@ def test_without_network_it_is_said_where_the_file_belongs(tmp_path, monkeypatch
     assert list(cifar.DOWNLOADS.iterdir()) == []
 
 
-def test_cifar_of_real_images_survives(tmp_path):
-    """Red, green and blue stay where they were."""
+def test_real_images_in_cifars_layout_are_read_correctly(tmp_path):
+    """Red, green and blue are not mixed up."""
     files, _, _ = cifar_files("cifar10")
     image = np.asarray(Image.linear_gradient("L").resize((32, 32)))
     red = np.stack([image, np.zeros_like(image), np.zeros_like(image)], axis=-1)[None]

@@ -1,4 +1,4 @@
-"""What is measured, what the figures mean, and the bottleneck that they name."""
+"""The throughput program: what is measured, what the figures mean, and which bottleneck they name."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ QUICK = {"repeats": 2, "seconds": 0.02}
 
 
 def pack_noise(folder, format, side, count):
-    """Images of noise, ``side`` pixels long, as JPEGs of the highest quality, packed."""
+    """A packed data set of noise images, ``side`` x ``side`` pixels, as JPEGs of the highest quality."""
     generator = np.random.default_rng(0)
     source = folder / "source"
     source.mkdir()
@@ -140,7 +140,7 @@ def test_slow_decoding_is_found(config, tmp_path):
 
 
 def test_an_oversized_augmentation_is_found(config, tmp_path):
-    # Views of 8 pixels out of 512: each pixel of a view is the mean of thousands.
+    # Views of 8 pixels from images of 512: each pixel of a view is the mean of thousands.
     data = pack_noise(tmp_path, "resident", side=512, count=16)
     report = measured(config(f"data.dir={data}", "data.batch_size=16", "data.limit=0"))
     assert report["bottleneck"] == "augment"
@@ -198,7 +198,8 @@ def test_an_image_costs_about_eight_forwards(config):
     forward = counter.get_total_flops() / len(views)
     counted = count_flops(throughput.step, batch)
     throughput.close()
-    # Two student views at three forwards each but for the first layer, which passes no gradient on, and a predictor.
+    # A forward of the teacher per view, and three forwards (one forward, two backward) of the student per view, less
+    # the first layer's gradient to its input, plus a predictor.
     assert 7 * forward < counted < 8.2 * forward
 
 

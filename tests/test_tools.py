@@ -48,7 +48,7 @@ def test_programs_need_nothing_but_the_repository():
     assert done.stdout.count("usage: ") == len(TOOLS)
 
 
-def test_an_exported_checkpoint_is_the_runs_own_backbone(finished, tmp_path):
+def test_an_exported_checkpoint_is_the_runs_backbone(finished, tmp_path):
     newest = sorted((finished / "checkpoints").iterdir())[-1]
     for source in (finished, newest):
         assert run_program("tools/export.py", source, "--out", tmp_path / "b.safetensors").returncode == 0

@@ -35,7 +35,7 @@ def test_sheet_shows_originals_and_their_views(digits: Path, tmp_path: Path) -> 
     assert len(set(originals)) == 3
 
 
-def test_views_that_cannot_be_drawn_end_with_one_line(tmp_path: Path) -> None:
+def test_views_that_cannot_be_drawn_end_with_a_one_line_error(tmp_path: Path) -> None:
     result = run(f"data.dir={tmp_path / 'absent'}", "--out", str(tmp_path / "views.png"))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")

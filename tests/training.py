@@ -1,10 +1,10 @@
-"""What tests of training look at."""
+"""What tests of training compare."""
 
 import torch
 
 
 def everything(trainer):
-    """All tensors that a step changes, flat."""
+    """All tensors that a step changes, as one flat list."""
     flat = []
 
     def walk(value):

@@ -1,4 +1,4 @@
-"""Gaussian blur of whole batches, with a sigma of its own for every image."""
+"""Gaussian blur of whole batches; every image has its own sigma."""
 
 import functools
 import math
@@ -32,10 +32,10 @@ class GaussianBlur(Operation):
         return torch.cat([self._blur_view(*view) for view in views]).unbind(dim=1)
 
     def _blur_view(self, images: Tensor, sigma: Tensor, probability: float) -> Tensor:
-        """Blur those of images [B, 3, S, S] whose sigma [B] is not 0.
+        """Blur the images, of [B, 3, S, S], whose sigma [B] is not 0.
 
-        Only ``most_chosen`` images pass through the filter, those of the largest sigma. If ever more were chosen, the
-        others would stay sharp.
+        Only ``most_chosen`` images pass through the filter: those with the largest sigma. If more were ever chosen, the
+        rest would stay sharp.
         """
         if probability == 0:
             return images
@@ -49,9 +49,9 @@ class GaussianBlur(Operation):
 
 
 def most_chosen(count: int, probability: float) -> int:
-    """An upper bound on how many of ``count`` images an independent choice of this probability picks.
+    """An upper bound on how many of ``count`` images are chosen, each independently with this probability.
 
-    The number picked is above it with a probability of less than 1e-12, by Bernstein's inequality:
+    The number chosen exceeds it with a probability of less than 1e-12, by Bernstein's inequality:
     P(X >= mean + t) <= exp(-t^2 / (2 variance + 2 t / 3)).
     """
     bound = math.log(1e12)
@@ -60,12 +60,12 @@ def most_chosen(count: int, probability: float) -> int:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> Tensor:
-    """Blur with a kernel of about a tenth of the side (23 pixels at 224, 3 at 32), the borders reflected.
+    """Blur with a kernel of about a tenth of the side (23 pixels at 224, 3 at 32), with reflected borders.
 
     Args:
         images: float32 [N, C, S, S].
         sigma: [N] in pixels; images with 0 stay as they are.
-        largest: that sigma may be. The kernel is no wider than four of it to each side: all but 6e-5 of its weight.
+        largest: upper bound of sigma. The kernel reaches at most 4 * largest to each side: all but 6e-5 of its weight.
 
     Returns:
         float32 [N, C, S, S].
@@ -73,7 +73,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> T
     side = images.shape[-1]
     radius = min(max(1, math.ceil(min(side // 20, 4 * largest))), side - 1)
     offset = torch.arange(-radius, radius + 1, device=images.device)
-    # Of a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
+    # With a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
     kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)
     for axis in (3, 2):
         left, right = images.narrow(axis, 1, radius), images.narrow(axis, side - 1 - radius, radius)
@@ -82,7 +82,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> T
 
 
 def _convolve(images: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Filter [N, C, H, W] along an axis, without padding, with a symmetric kernel [N, K], K odd, for every image."""
+    """Filter [N, C, H, W] along an axis, without padding. Every image has its own symmetric kernel, [N, K], K odd."""
     count, taps = kernel.shape
     if torch.compiler.is_compiling():  # fused into one pass over the pixels; without a compiler this takes K passes
         length = images.shape[axis] - taps + 1

@@ -1,8 +1,8 @@
-"""Colour operations on whole batches, each with parameters of its own for every image.
+"""Colour operations on whole batches; every image has its own parameters.
 
 Images are three planes (red, green, blue), float32 [N, H, W] in [0, 1], so that a compiler can fuse a chain of
-operations into one pass over the pixels. Parameters have the shape [N, 1, 1]. With equal parameters every operation
-gives what its namesake in ``torchvision.transforms.v2.functional`` gives for float images.
+operations into one pass over the pixels. Parameters have the shape [N, 1, 1]. Given the same parameters, every
+operation equals the function of the same name in ``torchvision.transforms.v2.functional`` on float images.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ _SOLARIZE_THRESHOLD = 128 / 255
 
 
 class Jitter(NamedTuple):
-    """Parameters of the colour jitter. What the recipe does not vary is None; a view not chosen gets neutral values."""
+    """Parameters of the colour jitter. None: the recipe does not vary it. A view not chosen gets neutral values."""
 
     order: Tensor  # int64 [B, 2, 4], the place (0 to 3) of brightness, contrast, saturation and hue
     brightness: Tensor | None  # float32 [B, 2], factor; neutral: 1
@@ -68,7 +68,7 @@ class ColourJitter(Operation):
 
 
 class Grayscale(Operation):
-    """Parameters: bool [B, 2], which views lose their colours."""
+    """Parameters: bool [B, 2], which views become gray."""
 
     name = "gray"
 
@@ -129,7 +129,7 @@ def adjust_hue(planes: Planes, shift: Tensor) -> Planes:
     """Turn the hue of HSV by ``shift`` turns of the colour circle, in [-0.5, 0.5].
 
     HSV to RGB in its closed form: channel = V - C + C clamp(|(6 H + n) mod 6 - 3| - 1, 0, 1), n = 0, 4, 2,
-    with chroma C = V S. A gray pixel (C = 0) has no hue and stays.
+    with chroma C = V S. A gray pixel (C = 0) has no hue and does not change.
     """
     red, green, blue = planes
     value = red.maximum(green).maximum(blue)
@@ -154,11 +154,12 @@ def colour_jitter(
     saturation: Tensor | None,
     hue: Tensor | None,
 ) -> Planes:
-    """Torchvision's ``ColorJitter``, every image in an order of its own. Factors of 1 and a shift of 0 change nothing.
+    """Torchvision's ``ColorJitter``; every image has its own order. Factors of 1 and a shift of 0 change nothing.
 
-    All images pass through one fixed sequence that contains every order, around the two costly operations (contrast
-    needs a mean over the image, hue much arithmetic): on either side of hue, and there on either side of contrast,
-    brightness, saturation and brightness again. An image takes each operation in one of its places.
+    All images pass through one fixed sequence that contains every order: brightness, saturation and brightness again,
+    once before and once after contrast, and all of that once before and once after hue. An image takes each operation
+    at only one of its places; at the others its factor is 1. Hue is computed once and contrast at most twice, because
+    they are costly (hue needs much arithmetic, contrast a mean over the image).
 
     Args:
         order: int64 [N, 1, 1, 4], the place (0 to 3) of brightness, contrast, saturation and hue.

@@ -1,4 +1,4 @@
-"""Where a view lies in its image, and cutting it out: torchvision's random resized crop for a whole batch at once."""
+"""Choose a view's box in its image and cut it out: torchvision's random resized crop for a whole batch at once."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ CROP_DRAWS = 2 * _ATTEMPTS + 2  # uniform numbers that a crop takes: area and as
 
 
 def sample_crops(numbers: Tensor, size: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
-    """Crops as ``torchvision.transforms.RandomResizedCrop.get_params`` draws them, step by step the same.
+    """Draw crops by the same steps as ``torchvision.transforms.RandomResizedCrop.get_params``.
 
     Args:
         numbers: float64 [B, V, CROP_DRAWS], uniform in [0, 1).
@@ -36,7 +36,7 @@ def sample_crops(numbers: Tensor, size: Tensor, scale: tuple[float, float], rati
     found = fits.any(dim=-1, keepdim=True)
     countdown = torch.arange(_ATTEMPTS, 0, -1, device=numbers.device)
     first = (fits * countdown).argmax(dim=-1, keepdim=True)
-    # Without a fit: the largest centred crop whose ratio is allowed.
+    # If no attempt fits: the largest centred crop whose ratio is allowed.
     crop_width = torch.where(found, widths.gather(-1, first), (height * ratio[1]).round().clamp(min=1).minimum(width))
     crop_height = torch.where(found, heights.gather(-1, first), (width / ratio[0]).round().clamp(min=1).minimum(height))
     top = torch.where(found, top * (height - crop_height + 1), (height - crop_height) / 2).floor()
@@ -46,7 +46,7 @@ def sample_crops(numbers: Tensor, size: Tensor, scale: tuple[float, float], rati
 
 
 def pixel_boxes(crop: Tensor, size: Tensor) -> Tensor:
-    """Crops in pixels of an image of a given size: the very integers drawn if they were drawn for that size.
+    """Crops in pixels, for images of a given size. For the size they were drawn for, exactly the integers drawn.
 
     Args:
         crop: float32 [B, V, 4], top, left, height, width as fractions.
@@ -81,9 +81,9 @@ def crop_resize(
 ) -> Tensor:
     """Cut boxes out of images and resize them, antialiased, as torchvision's ``resized_crop`` on float tensors.
 
-    Separable resampling with a fixed number of taps a pixel, as many as the largest possible box needs: no shape
-    depends on the boxes, and the work is in proportion to the result, not to the canvas as with matrices of weights.
-    Values that bicubic weights put outside [0, 1] are clipped, as in 8-bit images.
+    Separable resampling with a fixed number of taps per pixel, enough for the largest possible box. So no shape
+    depends on the boxes, and the work grows with the size of the result, not with the canvas (as it would with weight
+    matrices). Bicubic results outside [0, 1] are clipped, as in 8-bit images.
 
     Args:
         pixels: uint8 [B, H, W, 3].
@@ -118,12 +118,12 @@ def crop_resize(
 
 
 def _taps(start: Tensor, length: Tensor, limit: int, side: int, interpolation: str) -> tuple[Tensor, Tensor]:
-    """Which pixels of one axis make a resized one, and their weights (Pillow's antialiased resampling).
+    """The input positions on one axis that each resized pixel sums, and their weights (Pillow's antialiasing).
 
     Args:
         start, length: int64 [N, 1], the boxes along this axis.
         limit: the largest length possible, which fixes the number of taps T.
-        side: pixels wanted.
+        side: of the result in pixels.
 
     Returns:
         Positions int64 and weights float32, both [N, T, side].
@@ -131,7 +131,7 @@ def _taps(start: Tensor, length: Tensor, limit: int, side: int, interpolation: s
     radius = {"bilinear": 1, "bicubic": 2}[interpolation]
     taps = math.ceil(2 * radius * max(limit, side) / side)
     scale = length / side
-    stretch = scale.clamp(min=1)  # a kernel as wide as a result's pixel: that is the antialiasing
+    stretch = scale.clamp(min=1)  # antialiasing: the kernel is as wide as a pixel of the result
     centre = (torch.arange(side, device=start.device) + 0.5) * scale
     first = (centre - radius * stretch + 0.5).floor().clamp(min=0)
     position = first[:, None] + torch.arange(taps, device=start.device)[:, None]
@@ -147,14 +147,14 @@ def _triangle(distance: Tensor) -> Tensor:
 
 
 def _cubic(distance: Tensor, a: float = -0.5) -> Tensor:
-    """Keys, Cubic convolution interpolation, IEEE ASSP 1981, equation 15 with its own a."""
+    """Keys, Cubic convolution interpolation, IEEE ASSP 1981, equation 15 with its free parameter a."""
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 def _weighted_sum(fetch: Callable[[Tensor], Tensor], positions: Tensor, weights: Tensor) -> Tensor:
-    """Sum over taps (dimension 1) of weight times what lies at the position."""
+    """Sum over taps (dimension 1) of the weight times the value at the position."""
     terms = (weight * fetch(at) for at, weight in zip(positions.unbind(1), weights.unbind(1), strict=True))
     total = next(terms)
     for term in terms:

@@ -1,4 +1,4 @@
-"""Two views of every image: what is random is drawn first, by counter; applying it is a pure function of tensors."""
+"""Two views of every image: parameters are drawn first, by counter; applying them is a pure function of tensors."""
 
 from typing import get_args, get_type_hints
 
@@ -16,10 +16,10 @@ from pipelines.rng import Draws
 
 __all__ = ["OPERATIONS", "Augment", "pixel_boxes"]
 
-# What happens to the colours of a view, in this order.
+# The colour operations of a view, in the order in which they are applied.
 OPERATIONS: tuple[type[Operation], ...] = (ColourJitter, Grayscale, GaussianBlur, Solarize)
 
-# Where the numbers of these names begin: fixed, so that a recorded run can be repeated. New names need no entry.
+# Where the random numbers of these names begin: fixed, so that recorded runs can be repeated. New names need no entry.
 _PLACES = {
     "crop": 0,
     "jitter amounts": 22,
@@ -36,7 +36,7 @@ _PLACES = {
 class Augment:
     """The two-view augmentation, and the transform for evaluation.
 
-    Everything may be called under ``torch.compile(fullgraph=True)``, and nothing waits for the device.
+    All methods work under ``torch.compile(fullgraph=True)``, and none waits for the device.
 
     Args:
         config: the recipe.
@@ -59,7 +59,7 @@ class Augment:
         self.operations = [used for used in (operation(config) for operation in OPERATIONS) if used.active]
 
     def views(self, pixels: Tensor, size: Tensor, index: Tensor, seed: Tensor | int, epoch: Tensor | int) -> Tensor:
-        """Draw and make both views of a batch; crops are drawn only for images that are still whole.
+        """Draw and make both views of a batch; crops are drawn only for whole images (V = 1).
 
         Args:
             pixels, size, index: as in ``Batch``.
@@ -74,7 +74,7 @@ class Augment:
     def sample_params(
         self, seed: Tensor | int, epoch: Tensor | int, index: Tensor, size: Tensor | None
     ) -> dict[str, Params]:
-        """Draw the parameters of both views; those of an image depend on nothing but its own arguments.
+        """Draw the parameters of both views; an image's depend only on seed, epoch, its index and its size.
 
         Args:
             seed, epoch: integers, or int64 scalars on the device of ``index``.
@@ -82,7 +82,7 @@ class Augment:
             size: int32 [B, 2], heights and widths of whole images; None: the images are crops already.
 
         Returns:
-            By the name of each operation that the recipe uses, tensors [B, 2, ...]; beside them
+            The parameters, tensors [B, 2, ...], by the name of each operation that the recipe uses. In addition,
             ``crop``, int64 [B, 2, 4], top, left, height, width in pixels (unless ``size`` is None),
             and ``flip``, bool [B, 2] (unless its probability is 0).
         """
@@ -113,7 +113,7 @@ class Augment:
             float32 [2B, 3, S, S], channels_last: the B first views, then the B second ones.
 
         Raises:
-            ValueError: V = 2 and crops of another side than S.
+            ValueError: V = 2, but the crops are not S x S.
         """
         flip = params.get("flip")
         if pixels.shape[1] == 1:
@@ -128,7 +128,7 @@ class Augment:
     def evaluate(self, pixels: Tensor, size: Tensor) -> Tensor:
         """Centre square of side ``eval_crop`` times the shorter side, resized; nothing random.
 
-        An image whose square has S pixels a side already comes out unchanged but for the normalisation.
+        An image whose centre square already has S pixels per side is only normalised.
 
         Args:
             pixels: uint8 [B, 1, H, W, 3].
@@ -149,7 +149,7 @@ class Augment:
 
     def _planes_of_crops(self, pixels: Tensor, flip: Tensor | None) -> Planes:
         if pixels.shape[2:4] != (self.image_size, self.image_size):
-            raise ValueError(f"two crops an image must have {self.image_size} pixels a side, not {pixels.shape[2:4]}")
+            raise ValueError(f"an image's crops must have {self.image_size} pixels a side, not {pixels.shape[2:4]}")
         planes = (pixels.transpose(0, 1).flatten(0, 1) / 255).unbind(dim=-1)
         if flip is None:
             return planes

@@ -1,6 +1,6 @@
-"""Packed data sets: a folder for each format, and what they share.
+"""Packed data sets: a folder or module for each format, and what they share.
 
-A new format is one more folder (or module) here that offers what ``protocol.Format`` describes, and its name below.
+To add a format: a folder or module here with the members of ``protocol.Format``, and its name below.
 """
 
 import importlib

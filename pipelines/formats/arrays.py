@@ -1,4 +1,4 @@
-"""Arrays: in .npy files, checked before anything trusts them, and in memory that suits a decoder."""
+"""Arrays in .npy files, checked before use, and arrays in memory that a decoder writes to fast."""
 
 import math
 from pathlib import Path
@@ -18,8 +18,8 @@ def open_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.nda
     """
     try:
         array = np.lib.format.open_memmap(path, "r")  # never unpickles
-    except Exception as error:  # damaged headers fail in every way
-        raise UserError(f"{path}: damaged or no .npy file: {error}") from error
+    except Exception as error:  # a damaged header can raise any error
+        raise UserError(f"{path}: damaged or not a .npy file: {error}") from error
     agrees = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not agrees or not array.flags.c_contiguous:
         wanted = ", ".join("any" if side is None else str(side) for side in shape)
@@ -28,8 +28,8 @@ def open_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.nda
 
 
 def unaligned(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 of arbitrary content, at an odd address.
+    """An uninitialised uint8 array at an odd address.
 
-    libjpeg-turbo decodes faster to there: rows that begin at a multiple of 32 bytes it writes past the caches.
+    libjpeg-turbo decodes faster into it: rows that begin at a multiple of 32 bytes are written past the caches.
     """
     return np.empty(1 + math.prod(shape), np.uint8)[1:].reshape(shape)

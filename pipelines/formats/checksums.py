@@ -1,7 +1,7 @@
 """A CRC-32 of every sample, in ``{split}-crc32.npy``: what was packed is what is trained on.
 
-libjpeg makes a wrong picture of most damaged JPEG data without a complaint, and a changed pixel, label or size looks
-like any other.
+Without it damage would go unnoticed: libjpeg decodes most damaged JPEG data to a wrong picture without an error, and a
+changed pixel, label or size looks like any other.
 """
 
 import mmap
@@ -22,7 +22,7 @@ _TABLE_ENTRY = struct.Struct("<qii")
 
 def checksum(label: int, height: int, width: int, stored: bytes | np.ndarray) -> int:
     """CRC-32 of a sample: of its label (int64), height and width (int32), little endian, and then its stored bytes."""
-    buffer: Any = stored  # numpy's annotations call an array one from Python 3.12 on
+    buffer: Any = stored  # in numpy's annotations an array is a Buffer only from Python 3.12 on
     return zlib.crc32(buffer, zlib.crc32(_TABLE_ENTRY.pack(label, height, width)))
 
 
@@ -34,32 +34,32 @@ def checksum_file(split: str) -> str:
 class Checksums:
     """Compares each sample with its checksum when its bytes are read for the first time, and never again.
 
-    Threads share an instance, and so do processes that are forked from this one.
+    Threads and forked processes may share an instance.
 
     Args:
         folder, split: a packed split.
-        labels, sizes: int64 [N] and int32 [N, 2] as its tables have them.
+        labels, sizes: int64 [N] and int32 [N, 2], from the split's tables.
 
     Raises:
-        UserError: the file of checksums is missing, damaged, or not of N samples.
+        UserError: the file of checksums is missing, damaged, or does not have N entries.
     """
 
     def __init__(self, folder: Path, split: str, labels: np.ndarray, sizes: np.ndarray) -> None:
         self._file = checksum_file(split)
         self._expected = np.array(open_array(folder / self._file, np.uint32, (len(labels),)))
         self._labels, self._sizes = labels, sizes
-        # Shared memory of no file, for the worker processes of one epoch do not live to see the next.
+        # Anonymous shared memory: torch's worker processes end with the epoch, but what they checked stays known.
         self._checked = np.frombuffer(mmap.mmap(-1, len(labels)), np.bool_)
 
     def unchecked(self, index: np.ndarray) -> np.ndarray:
-        """Those of the samples int64 [B] that have not been read yet."""
+        """Those of the samples int64 [B] that have not been compared yet."""
         return index[~self._checked[index]]
 
     def check(self, index: int, stored: bytes | np.ndarray, path: Path) -> None:
-        """Compare the bytes of a sample, which were read from the file ``path``, unless that has been done.
+        """Compare a sample's bytes, read from the file ``path``, with its checksum, unless already done.
 
         Raises:
-            UserError: bytes, label or size are not those that were packed.
+            UserError: bytes, label or size differ from what was packed.
         """
         if self._checked[index]:
             return

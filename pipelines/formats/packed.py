@@ -53,17 +53,17 @@ class Packed:
     dataset: str
     classes: tuple[str, ...]  # the place is the label; empty: no labels
     splits: dict[str, Split]  # train, and val if there is one
-    options: dict[str, int | None]  # max_resolution and quality, as they were asked for
+    options: dict[str, int | None]  # max_resolution and quality, as given
 
 
 def open_packed(dir: Path | str, *, verify: bool = False) -> Packed:
     """Open a packed data set after checking it.
 
-    Checked are the manifest, the files' existence and sizes, their headers and tables, and that these say what the
-    manifest says; no pixels are read. With ``verify`` every file is read and its SHA-256 compared too.
+    Checks the manifest, the files' existence and sizes, their headers and tables, and that these agree with the
+    manifest; no pixels are read. With ``verify`` every file is read and its SHA-256 compared too.
 
     Raises:
-        UserError: no such folder or manifest, another version, or anything that does not agree.
+        UserError: no such folder or manifest, another version, or a failed check.
     """
     folder = Path(dir)
     packed = _parse(folder, _read_manifest(folder))
@@ -93,7 +93,7 @@ def open_reader(packed: Packed, split: str) -> Reader:
 
 
 def measure_split(folder: Path, format: str, name: str) -> Split:
-    """What the manifest has to say of a split whose files are whole."""
+    """The manifest's entry for a split whose files are complete."""
     labels, sizes = find_format(format).read_labels_and_sizes(folder, name)
     height, width = sizes.max(axis=0).tolist()
     files = sorted(find_format(format).file_names(name, [path.name for path in folder.iterdir()]))
@@ -143,7 +143,7 @@ def _read_manifest(folder: Path) -> Any:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; tools/convert.py makes packed data sets")
     if not path.is_file():
-        raise UserError(f"{folder}: no {MANIFEST}: not a packed data set, which tools/convert.py makes")
+        raise UserError(f"{folder}: no {MANIFEST}: not a packed data set; tools/convert.py makes one")
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -165,7 +165,7 @@ def _parse(folder: Path, content: Any) -> Packed:
         check(type(value) is int and low <= value < 2**63, f"{what} must be a whole number of at least {low}")
         return value
 
-    check(isinstance(content, dict), "is no JSON object")
+    check(isinstance(content, dict), "is not a JSON object")
     version = content.get("version")
     check(
         type(version) is int and version == _VERSION,
@@ -174,18 +174,22 @@ def _parse(folder: Path, content: Any) -> Packed:
     fields(content, {"version", "format", "dataset", "classes", "options", "splits", "skipped"}, "the manifest")
     format, classes, options, splits = (content[key] for key in ("format", "classes", "options", "splits"))
     check(isinstance(format, str) and format in FORMATS, f"format must be one of {', '.join(FORMATS)}")
-    check(isinstance(content["dataset"], str), "dataset must be a text")
-    check(isinstance(classes, list) and all(isinstance(name, str) for name in classes), "classes must be texts")
+    check(isinstance(content["dataset"], str), "dataset must be a string")
+    check(
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes),
+        "classes must be strings",
+    )
     check(len(set(classes)) == len(classes), "classes must be different")
     for key, value in fields(options, {"max_resolution", "quality"}, "options").items():
         check(value is None or whole(value, 1, f"options.{key}") > 0, f"options.{key}")
     check(
-        isinstance(splits, dict) and set(splits) in ({"train"}, {"train", "val"}), "splits must be train, perhaps val"
+        isinstance(splits, dict) and set(splits) in ({"train"}, {"train", "val"}),
+        "splits must be train, optionally val",
     )
     check(isinstance(content["skipped"], list), "skipped must be a list")
     for entry in content["skipped"]:
         texts = fields(entry, {"split", "file", "reason"}, "an entry of skipped").values()
-        check(all(isinstance(text, str) for text in texts), "an entry of skipped must be texts")
+        check(all(isinstance(text, str) for text in texts), "an entry of skipped must hold strings")
 
     parsed = {}
     for name, split in splits.items():

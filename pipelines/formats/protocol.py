@@ -12,37 +12,37 @@ __all__ = ["Format", "Reader", "Writer"]
 
 
 class Writer(Protocol):
-    """Writes the samples of one split, in the order in which they come. The first four members belong to the class."""
+    """Writes the samples of one split in the order they are added. The first four members are class attributes."""
 
     raw_pixels: int
-    """Images of at most this many pixels are stored as pixels, unless a JPEG quality is asked for."""
+    """Images of at most this many pixels are stored as pixels, unless a JPEG quality is given."""
 
     max_side: int
     """Longest side in pixels of an image that the format can hold."""
 
     stores_jpegs: bool
-    """Whether a sample may be a JPEG file. If not, all are pixels, and no JPEG quality can be asked for."""
+    """Whether a sample may be a JPEG file. If not, all are pixels, and no JPEG quality can be given."""
 
     keep_small_jpegs: bool
     """Whether JPEG files of at most ``raw_pixels`` pixels keep their bytes."""
 
     def __init__(self, folder: Path, split: str, capacity: int) -> None:
-        """Begin the files of a split in ``folder``; at most ``capacity`` samples will come."""
+        """Begin the files of a split in ``folder``; at most ``capacity`` samples will be added."""
 
     def add(self, sample: Sample, label: int) -> None:
         """Append a sample; its label is its class index, or -1 if it has none."""
 
     def close(self) -> None:
-        """Finish the files, which are not whole before. Raises ``UserError`` if the disk cannot hold them."""
+        """Finish the files; only then are they complete. Raises ``UserError`` if the disk cannot hold them."""
 
 
 WriterClass = type[Writer]  # within Format, Writer is the member of that name
 
 
 class Reader(Protocol):
-    """The images of a split by position. Several threads may read; a pickle opens the files anew.
+    """The images of a split by position. Several threads may read; an unpickled copy opens the files again.
 
-    A sample that is read for the first time is compared with its checksum: a ``UserError`` names one that differs.
+    A sample is compared with its checksum when first read: a ``UserError`` names a sample that differs.
     """
 
     sizes: np.ndarray
@@ -55,7 +55,7 @@ class Reader(Protocol):
         """uint8 [height, width, 3], RGB, full resolution. Raises ``UserError`` if the stored bytes are damaged."""
 
     def close(self) -> None:
-        """Give the files back. May be called twice; nothing can be read afterwards."""
+        """Close the files. May be called twice; nothing can be read afterwards."""
 
 
 @runtime_checkable
@@ -70,7 +70,7 @@ class Format(Protocol):
         """The class that writes a split."""
 
     def file_names(self, split: str, present: Iterable[str]) -> set[str]:
-        """The names of all files that a split must have, where ``present`` are the names that there are."""
+        """The names of all files that a split must have; ``present``: the names of the files that exist."""
 
     def read_labels_and_sizes(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Labels int64 [N] (-1: none) and sizes int32 [N, 2] (height, width) of a split, without reading pixels.

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all."""
+"""A folder that is written completely or not at all."""
 
 import contextlib
 import fcntl
@@ -14,13 +14,13 @@ __all__ = ["staged"]
 
 @contextlib.contextmanager
 def staged(out: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield an empty folder beside ``out`` that takes its place, synced to disk, if the block ends without an error.
+    """Yield an empty folder beside ``out``. If the block ends without an error, it is synced and becomes ``out``.
 
-    What a killed process left beside ``out`` is removed, or put back where it was if it is what ``out`` held.
+    Leftovers of a killed process beside ``out`` are removed; if they are the former ``out``, they are put back.
 
     Args:
         out: may be absent or an empty folder.
-        may_replace: asked with anything else that is at ``out``; it says no with False or an error of its own.
+        may_replace: called with ``out`` if anything else is there; refuses by returning False or raising an error.
 
     Raises:
         UserError: ``out`` may not be replaced, or another process is writing it.
@@ -33,11 +33,11 @@ def staged(out: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
     with _locked(partial):
         try:
             if former.exists():
-                # Killed while one took the other's place.
+                # A process was killed between the two renames below.
                 shutil.rmtree(former) if _occupied(out) else former.rename(out)
             occupied = _occupied(out)
             if occupied and not may_replace(out):
-                raise UserError(f"{out}: is neither empty nor a packed data set alone; name another --out")
+                raise UserError(f"{out}: is neither empty nor only a packed data set; name another --out")
             for leftover in partial.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield partial
@@ -60,7 +60,7 @@ def _occupied(place: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the only lock on a folder; it ends with the process, however that ends."""
+    """Hold the only lock on a folder; it is released when the process ends, for whatever reason."""
     busy = UserError(f"{folder}: another conversion is writing here; wait for it or name another --out")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -71,7 +71,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # some network file systems have no locks: conversion goes on there, without this protection
         if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
-            raise busy  # the other one has just finished and taken the folder with it
+            raise busy  # the other conversion has just finished and renamed the folder
         yield
     finally:
         os.close(descriptor)

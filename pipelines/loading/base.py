@@ -1,4 +1,4 @@
-"""What all loaders share: order and state, the canvas, the way to the device."""
+"""What all loaders share: order and state, the canvas, the copy to the device."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -19,16 +19,16 @@ __all__ = ["BaseLoader", "each_sample", "fit_canvas"]
 
 
 class BaseLoader(ABC):
-    """The ``Loader`` protocol around ``_prepare`` and ``_batches``: order and state are the sampler's.
+    """The ``Loader`` protocol; subclasses add ``_prepare`` and ``_batches``. The sampler keeps order and state.
 
     Args:
-        packed, split: whose images.
-        reader: gives them; the loader closes it.
-        sampler: gives the order; its state moves when a batch is handed out.
-        data, augment, device, train: as of ``build_loader``.
+        packed, split: the images to load.
+        reader: reads them; the loader closes it.
+        sampler: gives the order; its state advances when a batch is handed out.
+        data, augment, device, train: as for ``build_loader``.
 
     Attributes:
-        copies: whether pixels travel from the host's memory to a GPU's.
+        copies: whether pixels are copied from host memory to a GPU's memory.
     """
 
     copies = True
@@ -59,7 +59,7 @@ class BaseLoader(ABC):
 
     @abstractmethod
     def _batches(self) -> Generator[Batch]:
-        """A batch for each of ``sampler.remaining()``. Closed, it leaves no work of its own running."""
+        """Yield a batch for each of ``sampler.remaining()``. Once closed, it leaves no work running."""
 
     def denominators(self, index: np.ndarray) -> np.ndarray:
         """int64 [B]: in the current epoch, sample ``index[i]`` is decoded at 1/denominator of its scale."""
@@ -80,7 +80,7 @@ class BaseLoader(ABC):
             for batch in batches:
                 self.sampler.advance()
                 yield batch
-                del batch  # not kept while the next is awaited
+                del batch  # free it while waiting for the next
 
     def _stop(self) -> None:
         if self._running is not None:
@@ -104,20 +104,20 @@ class BaseLoader(ABC):
         self._closed = True
 
     def _cuts_crops(self) -> bool:
-        """Whether ``data.crops`` wants the two crops (V = 2) or whole images (V = 1) handed over."""
+        """Whether this loader hands over the two crops (V = 2) and not whole images (V = 1)."""
         crops = self._data.crops
         return self._train and (crops == "loader" or (crops == "auto" and self.device.type == "cpu"))
 
     def _canvas(self) -> tuple[int, int]:
-        """Height and width that hold every image of the split, after ``fit_canvas``."""
+        """Height and width into which every image of the split fits, after ``fit_canvas``."""
         split = self._packed.splits[self._split]
         return min(split.max_height, self._data.canvas), min(split.max_width, self._data.canvas)
 
     def _to_device(self, batch: Batch) -> Batch:
-        """Copy what is not on the device yet on a stream of its own, beside the step's work, which waits for the copy.
+        """Copy what is not on the device yet, on a separate stream: the current step goes on, the next one waits.
 
-        Pinned memory comes from torch's caching allocator, which gives it out again only when a non-blocking copy from
-        it has finished, and device memory marked by ``record_stream`` only when the step has done with it.
+        No memory is overwritten too early. Torch's caching allocator reuses pinned memory only after the non-blocking
+        copy from it has finished, and device memory marked by ``record_stream`` only after the step has used it.
         """
         if self._copies is None:
             return batch
@@ -133,7 +133,7 @@ class BaseLoader(ABC):
 
 
 def fit_canvas(sizes: np.ndarray, canvas: int) -> np.ndarray:
-    """Sizes int32 [B, 2], scaled down where the longer side exceeds ``canvas`` pixels so that it equals it."""
+    """Sizes int32 [B, 2]; if the longer side exceeds ``canvas`` pixels, scaled down so that it equals ``canvas``."""
     scale = np.minimum(1.0, canvas / sizes.max(axis=1, keepdims=True, initial=1))
     return np.maximum(np.rint(sizes * scale), 1).astype(np.int32)
 

@@ -30,15 +30,15 @@ def build_loader(
     """Make the loader of a split.
 
     Args:
-        data, augment: as configured. ``data.loader``: "torch" reads every format, another loader only the format whose
-            name it bears, which "auto" takes from ``packed``; a format without a loader of its own is read by torch's.
+        data, augment: as configured. ``data.loader``: "torch" reads every format, any other loader only the format of
+            the same name. "auto": the loader of the format of ``packed``, or "torch" if that format has none.
         split: "train" or "val".
-        train: shuffled, ``data.drop_last`` observed; V = 1 from resident, V = 2 from torch, from ffcv and dali as
-            ``data.crops`` says. False: packed order, every image once, V = 1. ``data.limit`` holds for the split
-            "train" either way: the same images.
+        train: shuffled, with ``data.drop_last``; V = 1 from resident, V = 2 from torch, and ``data.crops`` decides for
+            ffcv and dali. False: packed order, every image once, V = 1. In both cases ``data.limit`` applies to the
+            split "train" and selects the same images.
         seed: of the order and of the crops.
         device: where batches go.
-        rank, world_size: the slice of each batch of ``data.batch_size`` that this process gets.
+        rank, world_size: this process gets slice ``rank`` of ``world_size`` of each batch of ``data.batch_size``.
 
     Raises:
         UserError: a loader that does not exist, cannot read the format, or cannot run here; a value out of range; a

@@ -21,14 +21,14 @@ Result = TypeVar("Result")
 def run_ahead(
     start: Callable[[Item], tuple[Result, list[Future]]], items: Iterable[Item], ahead: int
 ) -> Generator[Result]:
-    """Yield a result for each item, in order, while ``ahead`` further ones are under way.
+    """Yield a result for each item, in order, while work on the next ``ahead`` items is in progress.
 
     Args:
         start: begins work on an item and returns at once: the result, which may be used when all futures are done.
-        items: what to work on; taken only as far as work has been started.
+        items: what to work on; an item is taken only when its work starts.
         ahead: at least 1.
 
-    A failed future's exception is raised in its result's place. However the iteration ends, no work is left running.
+    A failed future's exception is raised instead of its result. However the iteration ends, no work is left running.
     """
     items = iter(items)
     under_way: deque[tuple[Result, list[Future]]] = deque()
@@ -54,9 +54,9 @@ def run_ahead(
 
 
 class BufferPool:
-    """Equal uint8 tensors, whose memory is used again when the last tensor or array that shares it is gone.
+    """uint8 tensors of one shape, whose memory is reused when the last tensor or array that shares it is gone.
 
-    Fresh memory for every batch costs page faults worth several per cent of the decoding.
+    Fresh memory for every batch would cost page faults: several percent of the decoding time.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -66,7 +66,7 @@ class BufferPool:
     def take(self) -> Tensor:
         """A tensor of arbitrary content."""
         memory = self._free.pop() if self._free else unaligned(self._shape)
-        lent = memory[:]  # which the tensor's storage keeps alive, and nothing else does
+        lent = memory[:]  # kept alive only by the tensor's storage
         weakref.finalize(lent, self._free.append, memory).atexit = False
         return torch.from_numpy(lent)
 

@@ -1,4 +1,4 @@
-"""Who comes when: one global permutation by (seed, epoch), a slice of every batch for each rank."""
+"""The order of samples: one global permutation per (seed, epoch), and a slice of every batch for each process."""
 
 from collections.abc import Iterator
 
@@ -20,16 +20,16 @@ class Sampler:
 
     Args:
         count: samples in the split.
-        batch_size: samples per batch, over all ranks.
+        batch_size: samples per batch, over all processes.
         seed: of the permutation; >= 0.
         rank, world_size: this process takes ``np.array_split(batch, world_size)[rank]``, so that every world size
             sees the same global batches.
         shuffle: False gives the packed order, for evaluation.
         drop_last: leave out the last ``count % batch_size`` samples of an epoch's permutation.
-        limit: use only the first ``limit`` samples of a shuffle of their own (seeded, the same every epoch); 0: all.
+        limit: use only the first ``limit`` samples of a separate seeded shuffle, the same in every epoch; 0: all.
 
     Raises:
-        UserError: there is no batch to give (empty split, or fewer samples than a batch under ``drop_last``).
+        UserError: there is no batch (empty split, or fewer samples than a batch under ``drop_last``).
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Sampler:
     ) -> None:
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        # Epoch -1 is the stream that no epoch uses.
+        # No epoch uses the random stream of "epoch -1".
         chosen = np.sort(_permutation(count, seed, -1)[:limit]) if 0 < limit < count else np.arange(count)
         self.indices = chosen.astype(np.int64)
         self.epoch = 0
@@ -56,7 +56,7 @@ class Sampler:
             raise UserError(f"no batch to train on: {have}, data.batch_size={batch_size}, data.drop_last={drop_last}")
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + int(rest > 0 and not self.drop_last)
 
@@ -64,7 +64,7 @@ class Sampler:
         self.epoch, self.batches_done = epoch, 0
 
     def remaining(self) -> Iterator[np.ndarray]:
-        """Indices int64 [b] of this rank for each batch still to come. Looking ahead does not move the state."""
+        """This process's indices, int64 [b], of each batch still to come. Looking ahead does not change the state."""
         order = self.indices
         if self.shuffle:
             order = order[_permutation(len(order), self.seed, self.epoch)]

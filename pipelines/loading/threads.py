@@ -1,4 +1,4 @@
-"""How many threads: of a loader, and of torch beside them."""
+"""How many threads a loader uses, and how many torch uses beside them."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ __all__ = ["single_thread", "worker_count"]
 
 @contextlib.contextmanager
 def single_thread() -> Generator[None]:
-    """Let torch compute on the calling thread alone: beside busy decoders, waiting for others costs a small tensor far
-    more than they save. May decorate a function.
+    """Let torch compute only on the calling thread. While decoders keep all cores busy, waiting for other threads costs
+    a small tensor far more time than they save. Also works as a decorator.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -25,6 +25,6 @@ def single_thread() -> Generator[None]:
 
 
 def worker_count(data: DataConfig) -> int:
-    """``data.workers``, or this rank's share of the cores that the process may use."""
+    """``data.workers``; if 0, the cores that this process may use, shared among the processes of this machine."""
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return data.workers or max(1, cores)

@@ -34,12 +34,12 @@ class TorchLoader(BaseLoader):
         workers = worker_count(data)
         self._loader = DataLoader(
             dataset,
-            batch_size=None,  # what the sampler asks for is a batch already
+            batch_size=None,  # each request of the sampler is for a whole batch
             sampler=_Requests(self.sampler),
             num_workers=workers,
             prefetch_factor=-(-data.prefetch // workers),
             worker_init_fn=_leave_signals_to_parent,
-            generator=torch.Generator(),  # else every epoch draws from the global one
+            generator=torch.Generator(),  # otherwise every epoch draws from the global generator
         )
 
     def _batches(self) -> Generator[Batch]:
@@ -54,7 +54,7 @@ class TorchLoader(BaseLoader):
 
 
 class _Requests:
-    """What workers are asked for: the epoch, so that none is frozen into them, and the indices of a batch."""
+    """Requests to workers: the indices of a batch, and the epoch, because a worker's copy of the loader has none."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
@@ -74,7 +74,7 @@ class _Batches(Dataset, ABC):
         try:
             pixels, size = self._draw(epoch, index)
         except Exception as error:
-            error.add_note("".join(traceback.format_exception(error)))  # of its cause too, which a pickle loses
+            error.add_note("".join(traceback.format_exception(error)))  # with its cause, which pickling loses
             return error
         return Batch(pixels, size, torch.from_numpy(self._reader.labels[index]), torch.from_numpy(index))
 
@@ -112,7 +112,7 @@ class _Crops(_Batches):
 
 
 class _WholeImages(_Batches):
-    """Whole images on a canvas [H, W], those longer than ``longest`` scaled down."""
+    """Whole images on a canvas [H, W]; those longer than ``longest`` are scaled down."""
 
     def __init__(self, reader: Reader, shape: tuple[int, int], longest: int) -> None:
         super().__init__(reader)
@@ -132,6 +132,6 @@ class _WholeImages(_Batches):
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches workers too, but it is the parent that ends them, when it has saved; its handlers are its own."""
+    """Ignore Ctrl-C, which reaches workers too: the parent ends them after it has saved. Drop its SIGTERM handler."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,6 +1,6 @@
 """Where images come from.
 
-A new source is one more module here that offers what ``base.SourceModule`` describes, and its line below.
+To add a source: a module here with the members of ``base.SourceModule``, and its line below.
 """
 
 import importlib
@@ -27,10 +27,10 @@ def load_source(dataset: str, source: Path | None = None) -> Source:
 
     Args:
         dataset: one of ``SOURCES``, whose module is imported now.
-        source: folder or archive; cifar10 and cifar100 are downloaded without it, digits takes none.
+        source: folder or archive; cifar10 and cifar100 are downloaded if it is None, digits takes none.
 
     Raises:
-        UserError: no such data set; the source is missing, empty, or not laid out as its data set should be.
+        UserError: no such data set; the source is missing, empty, or has the wrong layout.
     """
     if dataset not in SOURCES:
         raise UserError(f"--dataset {dataset} is none of {', '.join(SOURCES)}")

@@ -36,10 +36,10 @@ class SourceModule(Protocol):
 
         Args:
             dataset: its name in ``sources.SOURCES``, for messages, and for modules that have several.
-            source: what ``--source`` says: a folder or an archive; None: nothing was said.
+            source: the value of ``--source``, a folder or an archive; None: not given.
 
         Raises:
-            UserError: the source is missing, empty, or not laid out as its data set should be.
+            UserError: the source is missing, empty, or has the wrong layout.
         """
 
 

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their official Python archives (Krizhevsky: Learning Multiple Layers of Features, 2009).
 
-The batches in the archives are pickles. They are only ever read by an unpickler that can rebuild numpy arrays and call
-nothing else, whatever archive it is; a download must besides have the published checksum before it is opened.
+The batches in the archives are pickles. Every archive is read by an unpickler that can rebuild numpy arrays and call
+nothing else; a download must also have the published checksum before it is opened.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Archive(NamedTuple):
 
     file: str
     md5: str
-    folder: str  # in the archive, of all that follow
+    folder: str  # in the archive, with all files named below
     train: tuple[str, ...]
     test: str
     meta: str
@@ -77,7 +77,7 @@ def load(dataset: str, source: Path | None) -> Source:
             is not there.
 
     Raises:
-        UserError: nothing found, no network, a wrong checksum, or anything that is not CIFAR's layout.
+        UserError: nothing found, no network, a wrong checksum, or a layout that is not CIFAR's.
     """
     archive = ARCHIVES[dataset]
     names = (*archive.train, archive.test, archive.meta)
@@ -86,7 +86,7 @@ def load(dataset: str, source: Path | None) -> Source:
     content = {name: _unpickle(data, place / name) for name, data in read(archive, place, names).items()}
     classes = content[archive.meta].get(archive.names)
     if not _is_names(classes, archive.classes):
-        raise UserError(f"{place / archive.meta}: {archive.names} is no list of {archive.classes} names")
+        raise UserError(f"{place / archive.meta}: {archive.names} is not a list of {archive.classes} names")
     splits = {}
     for split, batches in {"train": archive.train, "val": (archive.test,)}.items():
         parts = [_batch(content[name], archive, place / name) for name in batches]
@@ -105,11 +105,11 @@ def _batch(content: dict, archive: Archive, path: Path) -> tuple[np.ndarray, np.
     if not (
         isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2 and pixels.shape[1] == 3072
     ):
-        raise UserError(f"{path}: data is no uint8 array of 3072 columns")
+        raise UserError(f"{path}: data is not a uint8 array of 3072 columns")
     if not (isinstance(labels, list) and len(labels) == len(pixels)):
-        raise UserError(f"{path}: {archive.labels} is no list of {len(pixels)} labels")
+        raise UserError(f"{path}: {archive.labels} is not a list of {len(pixels)} labels")
     if not all(isinstance(label, (int, np.integer)) and 0 <= label < archive.classes for label in labels):
-        raise UserError(f"{path}: {archive.labels} holds something that is no class index below {archive.classes}")
+        raise UserError(f"{path}: {archive.labels} must be class indices below {archive.classes}")
     planes = pixels.reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.array(labels, np.int64)
 
@@ -134,7 +134,7 @@ def _read_folder(archive: Archive, folder: Path, names: tuple[str, ...]) -> dict
 
 
 def _read_archive(archive: Archive, path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Nothing is unpacked: the members wanted are read into memory, and an archive with anything odd is refused."""
+    """Read the wanted members into memory; nothing is unpacked, and an archive with an unsafe member is refused."""
     found = {}
     try:
         with tarfile.open(path) as tar:
@@ -156,13 +156,13 @@ def _read_archive(archive: Archive, path: Path, names: tuple[str, ...]) -> dict[
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """All that pickle asks ``_codecs.encode`` for: Python 3's bytes in protocol 2."""
+    """Stands in for ``_codecs.encode``, which pickle calls only to rebuild Python 3's bytes in protocol 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"codec {encoding}")
     return text.encode("latin1")
 
 
-# What numpy's arrays are rebuilt with; the modules of the first two have other names in every version of numpy.
+# What rebuilds numpy's arrays. The first two come from live arrays: their modules' names depend on numpy's version.
 _NUMPY = {
     "_reconstruct": np.empty(0).__reduce_ex__(2)[0],
     "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
@@ -186,10 +186,10 @@ def _unpickle(data: bytes, path: Path) -> dict:
     """A batch's dictionary with text keys (Python 2 wrote them as bytes)."""
     try:
         content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # foreign bytes make the unpickler fail in every way
+    except Exception as error:  # on other data the unpickler can raise any error
         raise UserError(f"{path}: refused, not a CIFAR batch: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: refused, not a CIFAR batch: no dictionary")
+        raise UserError(f"{path}: refused, not a CIFAR batch: not a dictionary")
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
 
 
@@ -222,4 +222,4 @@ def _fetch(archive: Archive, path: Path) -> None:
         hint = f"fetch it elsewhere and put it at {DOWNLOADS / archive.file}, or name it with --source"
         raise UserError(f"cannot download {URL}{archive.file} ({error}); {hint}") from error
     if digest.hexdigest() != archive.md5:
-        raise UserError(f"{URL}{archive.file}: what came has not the published MD5 {archive.md5}; try again")
+        raise UserError(f"{URL}{archive.file}: the download does not have the published MD5 {archive.md5}; try again")

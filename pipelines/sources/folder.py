@@ -1,5 +1,5 @@
-"""A folder of one's own: ``train/`` and perhaps ``val/`` or ``test/`` of class folders; or class folders; or images
-without labels.
+"""A folder of the user's images: ``train/`` and optionally ``val/`` or ``test/``, with class folders; or only class
+folders; or images without labels.
 """
 
 import logging
@@ -32,12 +32,12 @@ def load(dataset: str, source: Path | None) -> Source:
         used.append(held_out)
     unused = [name for name in list_folder(root)[0] if name not in used]
     if unused:
-        logger.warning("note: %s: beside %s nothing is read: %s", root, "/ and ".join(used) + "/", first_of(unused))
+        logger.warning("note: %s: reading only %s; ignored: %s", root, "/ and ".join(used) + "/", first_of(unused))
     return Source(classes, splits)
 
 
 def _images(root: Path, folder: Path, train_classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], SourceSplit]:
-    """A folder of class folders, or one of unlabelled images (no classes). ``train_classes`` are those to belong to."""
+    """A folder of class folders, or one of unlabelled images (no classes). ``train_classes``: the only ones allowed."""
     folders, files = list_folder(folder)
     images = [file for file in files if is_image(file)]
     if folders and images:

@@ -28,7 +28,7 @@ IMAGENET100 = tuple(_IDS.split())
 
 
 def load(dataset: str, source: Path | None) -> Source:
-    """The 100 classes out of an ImageNet-1k tree, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``."""
+    """The 100 classes from an ImageNet-1k tree, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``."""
     root = existing_folder(dataset, source)
     if not (root / "train").is_dir():
         raise UserError(f"{root}: no train/ folder in it")

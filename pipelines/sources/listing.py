@@ -22,7 +22,7 @@ def class_folders(root: Path, folder: Path, names: Sequence[str], classes: Seque
 
     Args:
         root: images are named by their path below it.
-        folder: holds the class folders; files that are no images are ignored with a note.
+        folder: holds the class folders; files that are not images are ignored with a note.
 
     Raises:
         UserError: a class folder holds no image.
@@ -42,7 +42,7 @@ def class_folders(root: Path, folder: Path, names: Sequence[str], classes: Seque
 
 
 def _walk(folder: Path, paths: list[str], ignored: list[str], above: set[tuple[int, int]]) -> None:
-    """Collect images in sorted order; links are followed, but not round in circles."""
+    """Collect images in sorted order; links are followed, but never in a loop."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -90,7 +90,7 @@ def from_files(root: Path, paths: list[str], labels: list[int]) -> SourceSplit:
 def tell_ignored(folder: Path, ignored: list[str]) -> None:
     """Log how many files in ``folder`` are left out, if any are."""
     if ignored:
-        logger.warning("note: %s: ignored %d files that are no images: %s", folder, len(ignored), first_of(ignored))
+        logger.warning("note: %s: ignored %d files that are not images: %s", folder, len(ignored), first_of(ignored))
 
 
 def first_of(names: Sequence[str]) -> str:

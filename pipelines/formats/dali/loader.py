@@ -1,7 +1,7 @@
 """NVIDIA DALI (https://github.com/NVIDIA/DALI): its decoders and resizing, in our order and with our crops.
 
-DALI's own readers would follow neither. An external source hands it the encoded files where they lie in the mapped
-shards, and boxes beside them.
+DALI's own readers support neither our order nor our crops. So an external source hands DALI the encoded files, in
+place in the mapped shards, together with the crop boxes.
 """
 
 from collections import deque
@@ -23,9 +23,9 @@ __all__ = ["DaliLoader"]
 
 
 class DaliLoader(BaseLoader):
-    """As ``data.crops`` says, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
+    """Depending on ``data.crops``, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
 
-    Feeding a GPU, everything but reading happens there, and batches come without a copy.
+    For a GPU, everything except reading happens on the GPU, and batches need no copy.
 
     Raises:
         UserError: DALI is not installed.
@@ -40,9 +40,9 @@ class DaliLoader(BaseLoader):
         shape = (self._data.image_size,) * 2 if self._crops else self._canvas()
         self._shape = (2 if self._crops else 1, *shape, 3)
         self._shrinks = not self._crops and bool(self._reader.sizes.max() > self._data.canvas)
-        self._waiting: deque[np.ndarray] = deque()  # batches that DALI has not begun
-        self._inputs: deque[tuple] = deque()  # of those it has begun; it reads them where they are
-        self._failure = ""  # why it cannot begin the first of those that wait
+        self._waiting: deque[np.ndarray] = deque()  # batches that DALI has not started
+        self._inputs: deque[tuple] = deque()  # of the batches it has started; it reads them in place
+        self._failure = ""  # why the first waiting batch cannot be started
         self._pipeline: Any = self._build()  # None after an error
 
     def _batches(self) -> Generator[Batch]:
@@ -51,7 +51,7 @@ class DaliLoader(BaseLoader):
         batches = list(self.sampler.remaining())
         self._waiting.extend(filter(len, batches))
         try:
-            self._pipeline.schedule_run()  # begins data.prefetch batches
+            self._pipeline.schedule_run()  # starts data.prefetch batches
             for index in batches:
                 size = torch.from_numpy(self._sizes(index))
                 labels = torch.from_numpy(self._reader.labels[index])
@@ -61,8 +61,8 @@ class DaliLoader(BaseLoader):
             self._drain()
 
     def _receive(self, index: np.ndarray) -> Tensor:
-        """The pixels of the batch that was begun first, on the current stream; another one is begun."""
-        if len(index) == 0:  # a rank's share of a small last batch
+        """The pixels of the oldest started batch, on the current stream; another batch is started."""
+        if len(index) == 0:  # this process's share of a small last batch
             return torch.empty((0, *self._shape), dtype=torch.uint8, device=self.device)
         if not self._inputs:
             raise UserError(self._failure)
@@ -72,18 +72,18 @@ class DaliLoader(BaseLoader):
             pixels, shapes = self._pipeline.outputs(stream)
             pixels = torch.from_dlpack(pixels.as_tensor()).view(len(index), *self._shape)
         except RuntimeError as error:
-            problem = str(error)  # and not the error, whose traceback would keep the pipeline alive
+            problem = str(error)  # not the error itself: its traceback would keep the pipeline alive
         if problem is not None:
             self._pipeline = None  # DALI cannot go on after an error
             raise self._explain(index, problem)
         if (shapes.as_array()[:, :2] != self._reader.sizes[index]).any():
-            raise self._explain(index, "an image is of another size than the table says")
+            raise self._explain(index, "an image's size differs from the table")
         self._inputs.popleft()
         self._pipeline.schedule_run()
         return pixels
 
     def _explain(self, index: np.ndarray, problem: str) -> Exception:
-        """Which sample of a batch cannot be decoded, if it can be told."""
+        """An error that names the sample that cannot be decoded or, if none is found, all samples of the batch."""
         for sample in index.tolist():
             try:
                 self._reader.image(sample)
@@ -95,16 +95,16 @@ class DaliLoader(BaseLoader):
         """Make DALI ready for another epoch: nothing is left running."""
         try:
             if self._pipeline is not None:
-                self._pipeline.schedule_run()  # it finds nothing waiting
+                self._pipeline.schedule_run()  # no batch is waiting, so none is started
                 while not self._pipeline.empty():
                     self._pipeline.outputs()
                 self._pipeline.reset()
-        except (RuntimeError, AttributeError):  # in a batch that nobody asked for; or DALI is gone, as Python ends
+        except (RuntimeError, AttributeError):  # a discarded batch failed; or Python is exiting and has unloaded DALI
             self._pipeline = None
         self._inputs.clear()
 
     def _feed(self) -> tuple:
-        """What DALI works on next: encoded files, and as ``_geometry``."""
+        """The next batch for DALI: encoded files, and the arrays of ``_geometry``."""
         if not self._waiting:
             raise StopIteration
         index = self._waiting[0]
@@ -119,8 +119,8 @@ class DaliLoader(BaseLoader):
 
     @single_thread()
     def _geometry(self, index: np.ndarray) -> list[np.ndarray]:
-        """int32 [B, 2] each: corner and size of the crop of view 1 and of view 2; or the size that whole images get, if
-        any of the split is to be scaled down."""
+        """int32 [B, 2] each: corner and size of the crop of view 1 and of view 2; or, if any image of the split must be
+        scaled down, the new sizes of whole images."""
         if not self._crops:
             return [self._sizes(index)] if self._shrinks else []
         size = torch.from_numpy(self._reader.sizes[index])
@@ -129,7 +129,7 @@ class DaliLoader(BaseLoader):
         return [part.contiguous().numpy() for view in (0, 1) for part in boxes[:, view].split(2, dim=1)]
 
     def _sizes(self, index: np.ndarray) -> np.ndarray:
-        """int32 [B, 2], of the images handed over."""
+        """int32 [B, 2], height and width of the images handed over."""
         if self._crops:
             return np.full((len(index), 2), self._data.image_size, np.int32)
         return fit_canvas(self._reader.sizes[index], self._data.canvas)
@@ -168,7 +168,7 @@ class DaliLoader(BaseLoader):
             if self._crops:
                 cubic = self._augment.config.interpolation == "bicubic"
                 interpolation = types.INTERP_CUBIC if cubic else types.INTERP_LINEAR
-                # Not resize's own region of interest, which blends in the pixels around it.
+                # Not resize's own region of interest, which mixes in pixels from outside it.
                 crops = [fn.slice(images, *box, axes=(0, 1)) for box in (geometry[:2], geometry[2:])]
                 pixels = fn.stack(*fn.resize(crops, size=self._shape[1:3], interp_type=interpolation))
             else:
@@ -180,4 +180,4 @@ class DaliLoader(BaseLoader):
 
     def close(self) -> None:
         super().close()
-        self._pipeline = None  # ends its threads and frees its memory, except for batches that somebody still has
+        self._pipeline = None  # ends its threads and frees its memory, except for batches still in use

@@ -14,7 +14,7 @@ __all__ = ["ShardReader"]
 
 
 class ShardReader:
-    """Maps of the shards, and the decoder of the conversion; neither DALI nor ffcv is needed."""
+    """Maps the shards and decodes as the conversion does; needs neither DALI nor ffcv."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._source = folder, split
@@ -24,7 +24,7 @@ class ShardReader:
         self._checksums = Checksums(folder, split, self.labels, self.sizes)
         shards = range(table.shards[-1] + 1)
         self._paths = [shard_path(folder, split, number) for number in shards]
-        # As torch maps files, none stays open; there may be more shards than a process may have open files.
+        # torch's maps keep no file open: there may be more shards than a process may have open files.
         self._maps = [
             torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8).numpy() for path in self._paths
         ]
@@ -42,7 +42,7 @@ class ShardReader:
     def image(self, index: int) -> np.ndarray:
         try:
             pixels = np.array(decode(self.encoded(index).tobytes())[0])
-            problem = None if pixels.shape[:2] == tuple(self.sizes[index]) else "is of another size"
+            problem = None if pixels.shape[:2] == tuple(self.sizes[index]) else "has a size that differs from the table"
         except ImageError as error:
             problem = str(error)
         if problem is not None:

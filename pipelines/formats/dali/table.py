@@ -1,10 +1,10 @@
 """WebDataset shards with DALI's index files: plain tar files, which any WebDataset reader reads.
 
-``{split}-000000.tar``, ...: of each sample ``NNNNNNNNN.jpg`` or ``.png`` and, if there are labels, ``NNNNNNNNN.cls``,
+``{split}-000000.tar``, ...: for each sample ``NNNNNNNNN.jpg`` or ``.png`` and, if there are labels, ``NNNNNNNNN.cls``,
 the label as text; NNNNNNNNN counts through all shards. ``{split}-000000.idx``, ...: where in its shard each file's
 content lies, as DALI's own ``wds2idx`` writes it. ``{split}-labels.npy`` and ``{split}-sizes.npy`` are those of the
-resident format: the shards tell labels and image sizes only to who reads them from end to end. The checksums are of
-the image files.
+resident format; without them, labels and image sizes could be known only by reading all shards completely. The
+checksums are of the image files.
 """
 
 import io
@@ -28,7 +28,7 @@ __all__ = ["Table", "Writer", "file_names", "iter_samples", "read_labels_and_siz
 
 _VERSION = "v1.2"  # of the index files
 _BLOCK = tarfile.BLOCKSIZE
-_OVERHEAD = 4 * _BLOCK  # at most, of a sample: two headers, a label, and what fills the image's last block
+_OVERHEAD = 4 * _BLOCK  # per sample, at most: two headers, a label, and the padding of the image's last block
 
 
 class Table(NamedTuple):
@@ -37,25 +37,25 @@ class Table(NamedTuple):
     labels: np.ndarray  # int64, -1: none
     sizes: np.ndarray  # int32 [N, 2], height and width
     shards: np.ndarray  # int64, number of the tar file, ascending from 0
-    starts: np.ndarray  # int64, place of the image file in it
+    starts: np.ndarray  # int64, offset of the image file in it
     lengths: np.ndarray  # int64, bytes of the image file
 
 
 class Writer:
-    """Writes a split's samples in the order in which they come.
+    """Writes a split's samples in the order in which they are added.
 
     Args:
         folder: where the files are made.
         split: train or val.
-        capacity: most samples that may come.
+        capacity: the most samples that may be added.
 
-    ``shard_bytes``: size of a shard, unless a single sample is larger. ``at_once``: shards written at the same time;
-    until then they lie in memory.
+    ``shard_bytes``: maximum size of a shard, unless a single sample is larger. ``at_once``: how many shards are written
+    at the same time; until then they are held in memory.
     """
 
     raw_pixels = 64 * 64  # as in the ffcv format; stored as PNG here
     stores_jpegs = True
-    keep_small_jpegs = True  # nothing is gained by a PNG of their pixels
+    keep_small_jpegs = True  # a PNG of their pixels would gain nothing
     max_side = 65_500  # libjpeg's limit
     shard_bytes = 2**27
     at_once = 4
@@ -83,7 +83,7 @@ class Writer:
         self._count += 1
 
     def close(self) -> None:
-        """Write what is left. The files are not whole before."""
+        """Write what is left; only then are the files complete."""
         self._write()
         np.save(self._folder / f"{self._split}-labels.npy", self._labels[: self._count])
         np.save(self._folder / f"{self._split}-sizes.npy", self._sizes[: self._count])
@@ -105,7 +105,7 @@ def shard_path(folder: Path, split: str, number: int) -> Path:
 
 
 def file_names(split: str, present: Iterable[str]) -> set[str]:
-    """The files that a split must have, given as many shards as are ``present``: numbered from 0, without a gap."""
+    """The files that a split must have if it has as many shards as ``present``: numbered from 0, without a gap."""
     count = sum(re.fullmatch(rf"{split}-\d{{6}}\.tar", name) is not None for name in present)
     shards = [shard_path(Path(), split, number) for number in range(max(1, count))]
     indexes = [shard.with_suffix(".idx") for shard in shards]
@@ -138,7 +138,7 @@ def read_table(folder: Path, split: str) -> Table:
         counts.append(len(entries.starts))
         labelled = labels[sum(counts[:-1]) : sum(counts)] >= 0
         if not (labelled == (entries.starts.shape[1] == 2)).all():
-            raise UserError(f"{shard}: which samples are labelled is not what {split}-labels.npy says")
+            raise UserError(f"{shard}: its labelled samples are not those of {split}-labels.npy")
     if sum(counts) != len(labels):
         raise UserError(
             f"{shard_path(folder, split, 0)}: the shards hold {sum(counts):,} samples, "
@@ -175,7 +175,7 @@ def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sa
 
 
 class _Index(NamedTuple):
-    """An index file: arrays of a row a sample and a column a file, the image and perhaps the label."""
+    """An index file: arrays with a row per sample and a column per file (the image and, if there is one, the label)."""
 
     names: np.ndarray  # text
     starts: np.ndarray  # int64
@@ -188,7 +188,7 @@ def _write_shard(path: Path, samples: list[tuple[int, Sample, int]]) -> list[int
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
 
         def add(number: int, extension: str, data: bytes) -> str:
-            member = tarfile.TarInfo(f"{number:09}.{extension}")  # of no date and nobody's: the same bytes every time
+            member = tarfile.TarInfo(f"{number:09}.{extension}")  # no date, no owner: the same bytes every time
             member.size = len(data)
             entry = f"{extension} {tar.offset + _BLOCK} {member.size} {member.name}"
             tar.addfile(member, io.BytesIO(data))
@@ -212,17 +212,17 @@ def _to_png(sample: Sample) -> bytes:
 
 
 def _shards(folder: Path, split: str) -> Iterator[Path]:
-    """The tar files that there are; at least the first, which must be there."""
+    """The tar files that exist, and in any case the first, which must exist."""
     yield shard_path(folder, split, 0)
     yield from itertools.takewhile(Path.exists, (shard_path(folder, split, number) for number in itertools.count(1)))
 
 
 def _damaged(path: Path, what: object) -> UserError:
-    return UserError(f"{path}: damaged or no shard of this data set: {what}")
+    return UserError(f"{path}: damaged or not a shard of this data set: {what}")
 
 
 def _read_count(shard: Path) -> int:
-    """How many samples an index file says that it has."""
+    """The number of samples that an index file states."""
     path = shard.with_suffix(".idx")
     try:
         with path.open(encoding="ascii") as file:
@@ -241,7 +241,7 @@ def _read_index(shard: Path, first: int) -> _Index:
         fields = np.array([line.split() for line in path.read_text("ascii").splitlines()[1:]])
         extensions, starts, lengths, names = (fields[:, column::4] for column in range(4))
         starts, lengths = starts.astype(np.int64), lengths.astype(np.int64)
-    except (ValueError, IndexError, OverflowError) as error:  # of lines that differ in kind, too
+    except (ValueError, IndexError, OverflowError) as error:  # also if lines have different lengths
         raise _damaged(path, error) from error
 
     def check(condition: bool, what: str) -> None:
@@ -254,7 +254,7 @@ def _read_index(shard: Path, first: int) -> _Index:
     check((names == np.char.add(keys, extensions)).all(), f"its samples are not numbered from {first:09}")
     size = shard.stat().st_size
     check(bool(((lengths > 0) & (lengths <= size)).all()), "a file is empty or longer than the shard")
-    # Every file follows the last block of the one before and a header.
+    # Every file's content comes one header after the last block of the file before.
     expected = -(-(starts + lengths) // _BLOCK).ravel() * _BLOCK + _BLOCK
     check(starts[0, 0] == _BLOCK and (starts.ravel()[1:] == expected[:-1]).all(), "its files do not follow each other")
     check(expected[-1] <= size, "a file lies outside the shard")
@@ -264,7 +264,7 @@ def _read_index(shard: Path, first: int) -> _Index:
 
 
 def _check_header(file: io.BufferedReader, name: str, start: int, length: int) -> None:
-    """Check the tar header in front of a file; the file's content is next to be read."""
+    """Check the tar header before a file's content, and leave the position at the start of that content."""
     file.seek(start - _BLOCK)
     try:
         member = tarfile.TarInfo.frombuf(file.read(_BLOCK), "ascii", "strict")
@@ -275,7 +275,7 @@ def _check_header(file: io.BufferedReader, name: str, start: int, length: int) -
 
 
 def _read_image(file: io.BufferedReader, entries: _Index, row: int, label: bytes | None, what: str) -> bytes:
-    """A sample's image file, after a check of the headers and of the label that lies behind it."""
+    """A sample's image file, after a check of the headers and of the label that follows it."""
     files = []
     for name, start, length in zip(*(column[row].tolist() for column in entries), strict=True):
         _check_header(file, name, start, length)

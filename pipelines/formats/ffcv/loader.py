@@ -20,28 +20,29 @@ from pipelines.loading.threads import single_thread, worker_count
 
 __all__ = ["FfcvLoader"]
 
-_LARGEST_PART = 16  # samples a thread takes at once: what the others wait for at an epoch's end, and closing a loader
+_LARGEST_PART = 16  # samples per task of a thread; an epoch's end and closing a loader wait for running tasks
 
-# How much larger than its view a crop must still be in an image decoded at a reduced scale, whose coarser pixels its
-# box is rounded to. 2 keeps the median PSNR against full decoding above 35 dB, 1 does not (photographs, 32 to 128 px).
+# In an image decoded at a reduced scale, a crop must still be this many times larger than its view, because its box is
+# rounded to coarser pixels. 2 keeps the median PSNR against full decoding above 35 dB, 1 does not (photographs, 32 to
+# 128 px).
 _SPARE = 2
 
 
 class _Plan(NamedTuple):
-    """What threads fill in: arrays of one row a sample, to be cut into parts."""
+    """The work of a batch: arrays with one row per sample, cut into parts for the threads."""
 
     sample: np.ndarray  # int64 [B], position in the split
     denominator: np.ndarray  # int64 [B], of the scale to decode at
     boxes: np.ndarray  # int64 [B, V, 4], top, left, height, width in the decoded image
-    size: np.ndarray  # int64 [B, V, 2], height and width that a box becomes
+    size: np.ndarray  # int64 [B, V, 2], height and width of the resized box
     pixels: np.ndarray  # uint8 [B, V, H, W, 3], the result
 
 
 class FfcvLoader(BaseLoader):
-    """As ``data.crops`` says, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
+    """Depending on ``data.crops``, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
 
-    ``dct_scaling``: decode at 1/2, 1/4 or 1/8 of the scale wherever nothing needs more pixels; set to False, the pixels
-    are exactly those of the reference loader.
+    ``dct_scaling``: decode at 1/2, 1/4 or 1/8 of the scale where that leaves enough pixels. If False, the pixels are
+    exactly those of the reference loader.
     """
 
     _reader: BetonReader
@@ -62,7 +63,7 @@ class FfcvLoader(BaseLoader):
         with contextlib.closing(run_ahead(self._start, self.sampler.remaining(), self._data.prefetch)) as batches:
             for batch in batches:
                 yield self._to_device(batch)
-                del batch  # not kept while the next is awaited
+                del batch  # free it while waiting for the next
 
     def _start(self, index: np.ndarray) -> tuple[Batch, list[Future]]:
         """Hand a batch's parts to the threads, which never call CUDA: that could break a graph's capture."""
@@ -104,7 +105,7 @@ class FfcvLoader(BaseLoader):
             return
         scratch = unaligned((3 * int(self._reader.sizes[plan.sample].prod(axis=1).max()),))
 
-        # Lists once a part, for Python's own work on a sample keeps the other threads waiting.
+        # Made into lists once per part: Python's work on each sample holds the GIL, and other threads wait.
         denominators, boxes, sizes = plan.denominator.tolist(), plan.boxes.tolist(), plan.size.tolist()
 
         def draw(place: int, sample: int) -> None:
@@ -125,7 +126,7 @@ class FfcvLoader(BaseLoader):
 def _resize(image: np.ndarray, out: np.ndarray, interpolation: str) -> None:
     """Resize uint8 [h, w, 3] into ``out`` [H, W, 3], antialiased, exactly as torchvision does."""
     if image.shape != out.shape:
-        # Strides of a whole channels_last batch: else torch takes a path that is half as fast.
+        # With the strides of a channels_last batch: otherwise torch takes a path that is half as fast.
         source = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
         resized = functional.interpolate(source, out.shape[:2], mode=interpolation, antialias=True)
         image = resized[0].permute(1, 2, 0).numpy()

@@ -16,10 +16,10 @@ __all__ = ["BetonReader"]
 
 
 class BetonReader:
-    """Our own map of the file, and ffcv's JPEG decoder where there are JPEGs.
+    """Maps the file itself, and decodes JPEGs with ffcv's decoder.
 
-    The decoder's return value, which ffcv's own loader ignores, is checked here. Its handles belong to threads and are
-    never freed by ffcv, so decode on threads that last.
+    The decoder's return value, which ffcv's own loader ignores, is checked here. ffcv makes one decoder handle per
+    thread and never frees it, so decode on long-lived threads.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -32,9 +32,9 @@ class BetonReader:
         self.uniform = not self.jpeg.any() and bool((self.sizes == self.sizes[:1]).all())
         self._imdecode: Any = _import_imdecode(self.path) if self.jpeg.any() else None
         with self.path.open("rb") as file:
-            # Copy-on-write only because torch warns of read-only arrays: nobody writes.
+            # Copy-on-write only because torch warns about read-only arrays; nothing is written.
             self._map: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._bytes: Any = np.frombuffer(self._map, np.uint8)  # like the map None when it is closed
+        self._bytes: Any = np.frombuffer(self._map, np.uint8)  # None once closed, like the map
         self._address = self._bytes.ctypes.data
 
     def __reduce__(self) -> tuple:
@@ -46,7 +46,7 @@ class BetonReader:
         return pixels if self.jpeg[index] else pixels.copy()
 
     def decode(self, index: int, scratch: np.ndarray, denominator: int = 1) -> np.ndarray:
-        """Decode without a copy; the interpreter's lock is released meanwhile.
+        """Decode without a copy; the GIL is released meanwhile.
 
         Args:
             index: position in the split.
@@ -61,13 +61,13 @@ class BetonReader:
         stored = self._stored(index)
         if not self.jpeg[index]:
             return stored.reshape(height, width, 3)
-        # Before decoding: too small a scratch must not be written to.
+        # Before decoding: with too small a scratch this raises, so that nothing is written beyond it.
         pixels = scratch[: 3 * -(-height // denominator) * -(-width // denominator)]
         pixels = pixels.reshape(-(-height // denominator), -(-width // denominator), 3)
         start, length, whole = int(self._starts[index]), len(stored), (height, width)
         source, target = self._address + start, scratch.ctypes.data
         failed = self._imdecode(source, length, *whole, target, *whole, 0, 0, 1, denominator, False, False)
-        # TurboJPEG returns -1 for its warnings too; but an image of another size it would fit in without a word.
+        # TurboJPEG returns -1 for its warnings too, but it would silently scale an image of another size to fit.
         if failed or _jpeg_size(self._map, start, start + length) != whole:
             raise UserError(f"{self.path}: the JPEG data of sample {index} are damaged, pack the data again")
         return pixels

@@ -1,9 +1,9 @@
 """The .beton file of ffcv (https://ffcv.io): written so that ffcv reads it, checked before ffcv's C code trusts it.
 
-Layout, little endian: header; two field descriptors (image, label); a table of one row a sample; the images' data,
-none of which crosses a page's border; the allocation table, one row a sample, up to the end of the file. ffcv's own
-writer stores only what it encoded itself and hangs when a worker fails; this one takes JPEG files as they are and
-gives the same bytes for the same samples.
+Layout, little endian: header; two field descriptors (image, label); a table with one row per sample; the images' data,
+none of which crosses a page's border; the allocation table, one row per sample, up to the end of the file. ffcv's own
+writer stores only what it encoded itself and hangs when a worker fails; this one stores JPEG files unchanged and gives
+the same bytes for the same samples.
 """
 
 import os
@@ -31,29 +31,29 @@ _ROW = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
 _ALLOCATION = np.dtype([("sample", "<u8"), ("start", "<u8"), ("bytes", "<u8")])
 _JPEG, _RAW = 0, 1
 _TABLE_START = _HEADER.itemsize + _FIELDS.nbytes
-_MIN_PAGE, _PAGE = 2**21, 2**23  # ffcv's least and default
+_MIN_PAGE, _PAGE = 2**21, 2**23  # ffcv's minimum and default
 
 
 class Table(NamedTuple):
-    """What a .beton file says of its samples; arrays of N."""
+    """What a .beton file states about its samples; arrays of N."""
 
     labels: np.ndarray  # int64, -1: none
     sizes: np.ndarray  # int32 [N, 2], height and width
     jpeg: np.ndarray  # bool; else RGB pixels, uint8 [height, width, 3]
-    starts: np.ndarray  # int64, place of the data in the file, ascending
+    starts: np.ndarray  # int64, offset of the data in the file, ascending
     lengths: np.ndarray  # int64, bytes of the data
 
 
 class Writer:
-    """Writes a split's samples in the order in which they come.
+    """Writes a split's samples in the order in which they are added.
 
     Args:
         folder: where ``{split}.beton`` and its checksums are made.
         split: train or val.
-        capacity: most samples that may come.
+        capacity: the most samples that may be added.
     """
 
-    raw_pixels = 64 * 64  # smaller images take no more room to speak of as pixels, and need no decoding ever after
+    raw_pixels = 64 * 64  # smaller images take hardly more space as pixels, and then need no decoding
     stores_jpegs = True
     keep_small_jpegs = False
     max_side = 65_500  # libjpeg's limit; the table could hold 65,535
@@ -70,7 +70,7 @@ class Writer:
 
     def add(self, sample: Sample, label: int) -> None:
         size = len(sample.data)
-        # What lies within one page of some size lies within one page of twice that size.
+        # Data within one page also lie within one page of twice the size.
         while size > self._page:
             self._page *= 2
         if self._end // self._page != (self._end + size - 1) // self._page:
@@ -85,7 +85,7 @@ class Writer:
         self._end += size
 
     def close(self) -> None:
-        """Write the tables. The files are not whole before."""
+        """Write the tables; only then are the files complete."""
         header = np.array((_VERSION, len(_FIELDS), self._page, self._count, self._end), _HEADER)
         self._file.seek(self._end)
         self._file.write(self._allocations[: self._count].tobytes())
@@ -97,7 +97,7 @@ class Writer:
 
 
 def file_names(split: str, present: Iterable[str]) -> set[str]:
-    """The files of a split, whatever is ``present``."""
+    """The files of a split; they do not depend on ``present``."""
     return {f"{split}.beton", checksum_file(split)}
 
 
@@ -125,12 +125,12 @@ def read_table(path: Path) -> Table:
     """Read the tables and check all that ffcv's readers rely on; the images' data are not read.
 
     Raises:
-        UserError: the file is cut off, is no .beton of an image and a label, or points outside itself.
+        UserError: the file is cut off, is not a .beton file of images and labels, or a table points outside the file.
     """
 
     def check(condition: bool, what: str) -> None:
         if not condition:
-            raise UserError(f"{path}: damaged or no .beton file: {what}")
+            raise UserError(f"{path}: damaged or not a .beton file: {what}")
 
     with path.open("rb") as file:
         total = os.fstat(file.fileno()).st_size

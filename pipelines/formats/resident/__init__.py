@@ -7,7 +7,7 @@ from pipelines.formats.resident.table import Writer, file_names, iter_samples, r
 
 __all__ = ["Writer", "file_names", "find_loader", "iter_samples", "open_reader", "read_labels_and_sizes"]
 
-# Reader and loader are imported when they are needed: a conversion does without torch.
+# Reader and loader are imported only when needed: a conversion does not need torch.
 
 
 def open_reader(folder: Path, split: str) -> Reader:

@@ -14,7 +14,7 @@ from pipelines.loading.base import BaseLoader
 __all__ = ["ResidentLoader"]
 
 _CHUNK = 1024  # images copied to the device at once
-_HEADROOM = 0.9  # share of the free device memory that the images may take; the model needs the rest and more
+_HEADROOM = 0.9  # largest share of the free device memory that the images may take; the model needs memory too
 
 
 class ResidentLoader(BaseLoader):
@@ -56,7 +56,7 @@ class ResidentLoader(BaseLoader):
 
     def _batches(self) -> Generator[Batch]:
         batches = list(self.sampler.remaining())
-        # One copy an epoch; a small blocking copy for every batch would make the host wait for the device.
+        # One copy per epoch; a small blocking copy for every batch would make the host wait for the device.
         order = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *batches])).to(self.device)
         for index in order.split([len(batch) for batch in batches]):
             pixels, size, labels = (table.index_select(0, index) for table in (self._pixels, self._sizes, self._labels))

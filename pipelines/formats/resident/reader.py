@@ -12,13 +12,13 @@ __all__ = ["ArrayReader"]
 
 
 class ArrayReader:
-    """A map of one array, images top left on canvases of one size. ``shape``: of the array."""
+    """Maps one array; each image is at the top left of a canvas, all of one size. ``shape``: of the array."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._source = folder, split
         self._path = folder / f"{split}.npy"
         pixels, self.labels, self.sizes = open_arrays(folder, split)
-        self._pixels: Any = pixels  # None when it is closed
+        self._pixels: Any = pixels  # None once closed
         self.shape: tuple[int, int, int, int] = self._pixels.shape
         self._checksums = Checksums(folder, split, self.labels, self.sizes)
 
@@ -31,7 +31,7 @@ class ArrayReader:
         return np.array(self._pixels[index, :height, :width])
 
     def canvases(self, start: int, stop: int) -> np.ndarray:
-        """uint8 [n, H, W, 3], a copy: the samples from ``start`` to before ``stop``, with what lies around them."""
+        """uint8 [n, H, W, 3], a copy of the whole canvases of samples ``start`` to ``stop - 1``."""
         canvases = np.array(self._pixels[start:stop])
         for index, canvas in enumerate(canvases, start):
             self._checksums.check(index, canvas, self._path)

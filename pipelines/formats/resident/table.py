@@ -15,26 +15,26 @@ __all__ = ["Writer", "file_names", "iter_samples", "open_arrays", "read_labels_a
 
 
 class Writer:
-    """Writes a split's samples in the order in which they come: images lie top left on a canvas of the largest.
+    """Writes a split's samples in the order in which they are added, each at the top left of a canvas of one size.
 
     Args:
         folder: where ``{split}.npy`` uint8 [N, H, W, 3], ``{split}-labels.npy`` int64 [N] (-1: none),
             ``{split}-sizes.npy`` int32 [N, 2] (height, width) and the checksums, of whole canvases, are made.
         split: train or val.
-        capacity: most samples that may come.
+        capacity: the most samples that may be added.
     """
 
     raw_pixels = 2**62  # nothing is compressed
     stores_jpegs = False
     keep_small_jpegs = False
-    max_side = 512  # every image takes as much memory as the largest; who wants more says so with --max-resolution
+    max_side = 512  # every image takes as much memory as the largest; --max-resolution scales larger ones down
 
     def __init__(self, folder: Path, split: str, capacity: int) -> None:
         self._folder, self._split = folder, split
         self._labels = np.empty(capacity, np.int64)
         self._sizes = np.empty((capacity, 2), np.int32)
         self._count = 0
-        # The canvas is known when the last image is: until then the pixels lie end to end.
+        # The canvas is known only after the last image; until then images are stored one after another.
         self._spool_path = folder / f"{split}.spool"
         self._spool = self._spool_path.open("wb", buffering=2**20)
 
@@ -45,7 +45,7 @@ class Writer:
         self._count += 1
 
     def close(self) -> None:
-        """Lay the images on their canvas. Raises ``UserError`` if the disk is too small for that."""
+        """Copy the images to their canvases. Raises ``UserError`` if the disk has too little space."""
         self._spool.close()
         sizes = self._sizes[: self._count]
         shape = (self._count, *sizes.max(axis=0, initial=1).tolist(), 3)
@@ -70,7 +70,7 @@ class Writer:
 
 
 def file_names(split: str, present: Iterable[str]) -> set[str]:
-    """The files of a split, whatever is ``present``."""
+    """The files of a split; they do not depend on ``present``."""
     return {f"{split}.npy", f"{split}-labels.npy", f"{split}-sizes.npy", checksum_file(split)}
 
 
