@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -25,6 +24,7 @@ def test_backbone_loads_strictly_into_torchvision_and_timm(name):
     assert width == reference.fc.in_features
     reference.fc = nn.Identity()
     reference.load_state_dict(backbone.state_dict(), strict=True)
+    timm = pytest.importorskip("timm")
     timm.create_model(name, num_classes=0).load_state_dict(backbone.state_dict(), strict=True)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(backbone.eval()(images), reference.eval()(images))
@@ -108,6 +108,7 @@ def test_tau_rises_to_one():
 
 @pytest.mark.parametrize("name", ["timm:resnet26d", "timm:resnet18", "timm:mobilenetv3_small_050"])
 def test_a_teacher_of_timms_network_changes_no_buffer(name):
+    pytest.importorskip("timm")
     backbone, width = build_backbone(ModelConfig(backbone=name), 32)
     teacher = Teacher(backbone).train()
     before = copy.deepcopy(teacher.state_dict())
@@ -119,6 +120,7 @@ def test_a_teacher_of_timms_network_changes_no_buffer(name):
 
 
 def test_timms_norms_keep_their_results_and_keys():
+    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     reference = timm.create_model("mobilenetv3_small_050", num_classes=0)
     ours = copy.deepcopy(reference)
@@ -132,6 +134,7 @@ def test_timms_norms_keep_their_results_and_keys():
 @pytest.mark.parametrize("name", ["timm:resnet18", "timm:mobilenetv3_small_050"])
 def test_timms_norms_are_synchronised(name, monkeypatch):
     """With the peers' rows equal to this process's own, synchronised statistics are the plain ones."""
+    pytest.importorskip("timm")
     monkeypatch.setattr("vssl.models.norm.gather_equal", lambda rows: torch.cat([rows, rows]))
     torch.manual_seed(0)
     plain, _ = build_backbone(ModelConfig(backbone=name), 32)
@@ -152,5 +155,6 @@ def test_norms_that_would_be_neither_frozen_nor_synchronised_are_refused(norm):
 
 
 def test_an_unknown_timm_network_names_the_nearest():
+    pytest.importorskip("timm")
     with pytest.raises(UserError, match=r"no network 'resnet81'; did you mean model\.backbone=timm:resnet18"):
         build_backbone(ModelConfig(backbone="timm:resnet81"), 32)
