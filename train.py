@@ -18,14 +18,14 @@ def main() -> int:
 
 def run(world: World) -> int:
     parser = ConfigParser(Config, description=__doc__)
-    parser.add_argument("--resume", metavar="auto|PATH", help="continue from the newest, or from this, checkpoint")
+    parser.add_argument("--resume", metavar="auto|PATH", help="continue from the newest checkpoint, or from this one")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     arguments = parser.parse_config_args()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(to_yaml(resolve(config)), end="")
         return 0
-    # What torchrun --max-restarts started again continues by itself.
+    # After a restart by torchrun --max-restarts the run continues by itself.
     resume = arguments.resume or ("auto" if world.restarts else None)
     trainer = Trainer(config, resume, world)
     try:

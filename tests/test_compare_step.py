@@ -30,7 +30,7 @@ def test_both_are_measured_on_the_same_batch(digits, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.backbone=resnet8"], "model.backbone=resnet8 is none of torchvision's"),
+        (["model.backbone=resnet8"], "model.backbone=resnet8 is not a torchvision model"),
         (["--json", "docs"], "cannot write docs: it is a directory"),
     ],
 )

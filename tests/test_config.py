@@ -137,9 +137,9 @@ def test_every_key_is_explained():
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["--epochs", "3"], "--epochs is no flag but a config key: write train.epochs=3"),
-        (["--train.epochs=3"], "--train.epochs is no flag but a config key: write train.epochs=3"),
-        (["--batch-size"], "--batch-size is no flag but a config key: write data.batch_size=VALUE"),
+        (["--epochs", "3"], "--epochs is not a flag but a config key: write train.epochs=3"),
+        (["--train.epochs=3"], "--train.epochs is not a flag but a config key: write train.epochs=3"),
+        (["--batch-size"], "--batch-size is not a flag but a config key: write data.batch_size=VALUE"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -263,5 +263,5 @@ def test_data_without_labels_is_refused(run, digits, tmp_path):
     for file in manifest["splits"]["train"]["files"]:
         (bare / file).symlink_to(digits / file)
     (bare / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="needs the splits train and val with labels, not so val"):
+    with pytest.raises(UserError, match="needs labelled images in train and val, 2 of each; val has fewer"):
         OfflineEvaluation(vssl.load(run), open_packed(bare))

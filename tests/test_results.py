@@ -96,7 +96,7 @@ def test_figures_are_not_published_from_a_dirty_checkout(checkout):
 
 
 def test_figures_are_not_published_from_outside_a_checkout(tmp_path):
-    with pytest.raises(UserError, match="is no git checkout"):
+    with pytest.raises(UserError, match="is not a git checkout"):
         check_published(tmp_path / "results" / "new.json", tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Programs, each run as a file, and what they share."""
+"""Command-line programs, each run as a file, and the modules that they share."""

@@ -1,4 +1,4 @@
-"""Charts, drawn from the figures that the programs write; without pyplot, which may want a display."""
+"""Charts of the figures that the programs write. They do not use pyplot, which may need a display."""
 
 import statistics
 from collections import Counter
@@ -14,16 +14,16 @@ __all__ = ["draw_curves", "draw_loaders", "draw_methods", "draw_stages", "draw_u
 
 _TASKS = {"crops": "two crops", "whole": "whole images", "views": "two augmented views"}
 _RATE = "source images per second"
-_CURVES = {  # of metrics.jsonl: label and factor
+_CURVES = {  # key of metrics.jsonl: label and factor
     "knn_top1": ("kNN top-1, %", 100),
     "loss": ("loss", 1),
-    "feature_std": ("spread of features (1: evenly)", 1),
+    "feature_std": ("spread of features (1: even)", 1),
     "logvar_student": ("mean log-variance (natural log)", 1),
 }
 
 
 def save_chart(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all.
+    """Write a PNG file, completely or not at all.
 
     Raises:
         UserError: as ``write_atomically``.
@@ -32,7 +32,7 @@ def save_chart(figure: Figure, path: Path) -> None:
 
 
 def draw_stages(report: dict) -> Figure:
-    """``tools/throughput.py``: a bar for each stage with its spread, a line for each floor."""
+    """``tools/throughput.py``: a bar with its spread for each stage, a line for each floor."""
     figure = _figure(8, 4)
     axes = figure.subplots()
     _draw_rates(axes, report["stages"], [report["bottleneck"]], "tab:red", "tab:blue")
@@ -45,7 +45,7 @@ def draw_stages(report: dict) -> Figure:
 
 
 def draw_loaders(report: dict) -> Figure:
-    """``tools/compare.py loaders``: a bar for each loader with its spread, task by task."""
+    """``tools/compare.py loaders``: a bar with its spread for each loader, grouped by task."""
     loaders = report["loaders"]
     tasks = dict.fromkeys(rate["task"] for rate in loaders.values())
     groups = {task: {name: rate for name, rate in loaders.items() if rate["task"] == task} for task in tasks}
@@ -62,7 +62,7 @@ def draw_loaders(report: dict) -> Figure:
 
 
 def _draw_rates(axes: Axes, rates: dict[str, dict], marked: Sequence[str], mark: str, colour: str) -> None:
-    """Horizontal bars of medians, their ends the slowest and the fastest block."""
+    """Horizontal bars of medians, with error bars from the slowest to the fastest block."""
     medians = [rate["images_per_second"] for rate in rates.values()]
     spread = [
         [rate["images_per_second"] - rate["low"] for rate in rates.values()],
@@ -76,7 +76,7 @@ def _draw_rates(axes: Axes, rates: dict[str, dict], marked: Sequence[str], mark:
 
 
 def draw_methods(report: dict) -> Figure:
-    """``tools/compare.py methods``: accuracies with their standard errors and every seed, and kNN over the epochs."""
+    """``tools/compare.py methods``: accuracies (seeds, means, standard errors), and kNN over the epochs."""
     arms = report["arms"]
     first = next(iter(arms.values()))
     accuracies = list(first["mean"])
@@ -110,10 +110,10 @@ def draw_methods(report: dict) -> Figure:
 
 
 def draw_curves(runs: dict[Path, list[dict]]) -> Figure:
-    """``tools/plot.py``: what the lines of each run's ``metrics.jsonl`` say over its epochs.
+    """``tools/plot.py``: curves from the ``metrics.jsonl`` of each run, over its epochs.
 
     Args:
-        runs: lines by run directory, which the legend names; by its whole path where another has that name too.
+        runs: the lines by run directory. The legend shows its name, or its path if names coincide.
     """
     names = {path: path.resolve().name for path in runs}
     counts = Counter(names.values())
@@ -144,7 +144,7 @@ def draw_uncertainty(report: dict) -> Figure:
     )
     groups = report["calibration"]
     reliability.axline((groups["predicted"][0],) * 2, slope=1, linestyle="--", color="gray", label="as predicted")
-    label = f"a tenth of the images each; ratio {groups['ratio']:.2f}"
+    label = f"each point: a tenth of the images; ratio {groups['ratio']:.2f}"
     reliability.plot(groups["predicted"], groups["observed"], marker="o", label=label)
     reliability.set(
         xlabel="variance that the student predicts, per dimension",
@@ -164,5 +164,5 @@ def draw_uncertainty(report: dict) -> Figure:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Sizes in inches."""
+    """A figure of a size in inches."""
     return Figure(figsize=(width, height), layout="constrained")

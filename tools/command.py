@@ -1,4 +1,4 @@
-"""Types of arguments on the command lines."""
+"""Types for command-line arguments."""
 
 import argparse
 import math
@@ -8,7 +8,7 @@ __all__ = ["positive", "whole"]
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """An argument's type: a whole number from ``low`` to ``high``, both allowed."""
+    """An argument type: a whole number from ``low`` to ``high``, both included."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -22,7 +22,7 @@ def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """An argument's type: a finite number greater than 0."""
+    """An argument type: a finite number greater than 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} must be greater than 0")

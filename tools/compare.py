@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""This project side by side with its peers, and its methods with each other.
+"""Compare our loaders with others', and our methods with each other.
 
 Examples:
   python tools/compare.py loaders --source /data/imagenet/train/n01440764
@@ -40,36 +40,49 @@ def _parse() -> argparse.Namespace:
     by_loader.set_defaults(compare=loaders.compare_loaders)
     add = by_loader.add_argument
     images = by_loader.add_mutually_exclusive_group(required=True)
-    images.add_argument("--source", type=Path, metavar="DIR", help="JPEG files, in folders or not; repeated as needed")
+    images.add_argument(
+        "--source", type=Path, metavar="DIR", help="JPEG files, in folders or not; used repeatedly if too few"
+    )
     images.add_argument("--packed", type=Path, metavar="DIR", help="small images, packed with --format resident")
-    add("--work", type=Path, default=Path("data/compare"), metavar="DIR", help="keeps them; default: data/compare")
-    add("--images", type=whole(1), metavar="N", help="per epoch; default: 1000, packed: 10000 or all there are")
-    add("--max-resolution", type=whole(0), default=400, metavar="N", help="longest side; 0: as they are; default: 400")
+    add(
+        "--work",
+        type=Path,
+        default=Path("data/compare"),
+        metavar="DIR",
+        help="for the prepared images; default: data/compare",
+    )
+    add("--images", type=whole(1), metavar="N", help="per epoch; default: 1000, packed: at most 10000")
+    add("--max-resolution", type=whole(0), default=400, metavar="N", help="longest side; 0: unchanged; default: 400")
     add("--image-size", type=whole(1), metavar="N", help="side of a view; default: 224, packed: that of the images")
     add("--batch-size", type=whole(1), default=128, metavar="N", help="default: 128")
-    add("--workers", type=whole(0), default=0, metavar="N", help="threads or processes of each; default: all cores")
-    add("--repeats", type=whole(1), default=5, metavar="N", help="epochs measured of each, in turn; default: 5")
-    add("--only", nargs="+", metavar="LOADER", help=f"some of: {'; '.join(loaders.CANDIDATES)}".replace("%", "%%"))
+    add("--workers", type=whole(0), default=0, metavar="N", help="threads or processes per loader; default: all cores")
+    add("--repeats", type=whole(1), default=5, metavar="N", help="measured epochs per loader, in turn; default: 5")
+    add(
+        "--only",
+        nargs="+",
+        metavar="LOADER",
+        help=f"only these, of: {'; '.join(loaders.CANDIDATES)}".replace("%", "%%"),
+    )
     add_json(by_loader)
     add_plot(by_loader)
 
     by_method = what.add_parser(
         "methods",
-        help="the methods with each other: accuracies, images per second, memory",
+        help="accuracies, images per second and memory of our methods",
         description=methods.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     by_method.set_defaults(compare=methods.compare_methods)
     add_config_arguments(by_method, Config)
     add = by_method.add_argument
-    add("--seeds", nargs="+", type=whole(0), default=[0], metavar="N", help="of every arm; default: 0")
+    add("--seeds", nargs="+", type=whole(0), default=[0], metavar="N", help="seeds of every arm; default: 0")
     arms = f"repeatable; default: {', '.join(COMPARED)}"
     add("--arm", action="append", metavar="'NAME key=value ...'", help=arms)
-    add("--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="keeps the runs; default: runs/compare")
-    add("--repeats", type=whole(0), default=5, metavar="N", help="blocks of images/s, 0: none; default: 5")
-    add("--seconds", type=positive, default=5.0, metavar="S", help="a block lasts; default: 5")
+    add("--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="for the runs; default: runs/compare")
+    add("--repeats", type=whole(0), default=5, metavar="N", help="blocks that measure images/s; 0: none; default: 5")
+    add("--seconds", type=positive, default=5.0, metavar="S", help="seconds per block; default: 5")
     add_json(by_method)
-    add_plot(by_method, "draw them")
+    add_plot(by_method, "write a chart")
     return parser.parse_args()
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Our BYOL step beside a plain one: eager, AMP, channels_last, written with torchvision and torch.optim.
+"""Compare our BYOL step with a plain one: eager, AMP, channels_last, written with torchvision and torch.optim.
 
 Example:
   python tools/compare_step.py -c configs/cifar10_fast.yaml --json step.json
@@ -37,8 +37,8 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = ConfigParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_json(parser)
-    parser.add_argument("--repeats", type=whole(1), default=5, metavar="N", help="blocks of each; default: 5")
-    parser.add_argument("--seconds", type=positive, default=2.0, metavar="S", help="a block lasts; default: 2")
+    parser.add_argument("--repeats", type=whole(1), default=5, metavar="N", help="blocks per candidate; default: 5")
+    parser.add_argument("--seconds", type=positive, default=2.0, metavar="S", help="seconds per block; default: 2")
     return parser.parse_config_args()
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pack a data set for training: decode, check and lay out its images once.
+"""Pack a data set for training: decode, check and store its images once.
 
 Examples:
   python tools/convert.py --dataset cifar10
@@ -48,7 +48,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, choices=SOURCES)
-    parser.add_argument("--source", type=Path, metavar="DIR", help="where the images lie; for CIFAR also the archive")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the images; for CIFAR also the archive")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: data/<dataset>-<format>")
     parser.add_argument("--format", choices=FORMATS, default="ffcv", help="default: ffcv")
     parser.add_argument(
@@ -62,7 +62,9 @@ def _parse() -> argparse.Namespace:
         "without loss, encode others at 90)",
     )
     parser.add_argument("--workers", type=whole(0, 1024), default=0, metavar="N", help="processes; default: all cores")
-    parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="of an unusable image")
+    parser.add_argument(
+        "--on-error", choices=("fail", "skip"), default="fail", help="what to do with an unusable image; default: fail"
+    )
     parser.add_argument("--force", action="store_true", help="replace a packed data set at --out")
     parser.add_argument("--verify", action="store_true", help="convert nothing; check the packed data set at --out")
     return parser.parse_args()

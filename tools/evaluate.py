@@ -50,13 +50,13 @@ def _parse() -> argparse.Namespace:
         "source",
         type=Path,
         metavar="RUN_OR_CHECKPOINT",
-        help="a run directory (its newest), a checkpoint, or an export",
+        help="a run directory (its newest checkpoint), a checkpoint, or an exported backbone",
     )
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
     parser.add_argument("--data", type=Path, metavar="PACKED_DIR", help="default: the run's data.dir")
-    parser.add_argument("--ood", type=Path, metavar="PACKED_DIR", help="uncertainty: foreign images to tell apart")
+    parser.add_argument("--ood", type=Path, metavar="PACKED_DIR", help="uncertainty: out-of-distribution images")
     add_json(parser)
-    add_plot(parser, "uncertainty: draw it; default: FILE.png beside --json")
+    add_plot(parser, "uncertainty: write a chart; default: beside the --json file")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: the run's config.yaml")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="images per forward pass; default: the run's")

@@ -13,7 +13,7 @@ from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbon
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run directory (its newest) or a file")
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run directory or a checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     arguments = parser.parse_args()
     source = arguments.source

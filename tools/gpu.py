@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Every measurement that wants a GPU: one step after another, each in under nine minutes, into results/gpu/STEP.json.
+"""Run every measurement that needs a GPU: step by step, each in under nine minutes, into results/gpu/STEP.json.
 
-A step whose file is there already is passed over, so that a call that was cut off goes on where it was; delete the
-file to measure again. A training that ran out of time continues at the next call.
+A step whose file exists is skipped, so that an interrupted call can be continued; delete the file to measure again. A
+training that ran out of time continues at the next call.
 
-Data sets, packed beforehand, come from the environment: C10 (default data/cifar10-resident), IN100
+Environment variables name the packed data sets: C10 (default data/cifar10-resident), IN100
 (data/in100-ffcv), IN100_DALI (data/in100-dali).
 
 Examples:
@@ -34,7 +34,7 @@ def main() -> int:
         if name not in names:
             raise UserError(f"no step {name!r}; there are {', '.join(names)}")
     if not arguments.smoke and not torch.cuda.is_available():
-        raise UserError("torch sees no GPU here; make gpu SMOKE=1 tries every step in small on a CPU")
+        raise UserError("torch sees no GPU here; make gpu SMOKE=1 tries a small version of every step on a CPU")
     wanted = arguments.steps or names
     check_outputs(*(results / f"{name}.json" for name in wanted), allow_dirty=arguments.allow_dirty)
     if arguments.smoke:
@@ -53,8 +53,10 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all, in their order")
-    parser.add_argument("--smoke", action="store_true", help=f"every step in small on a CPU, into {gpu.SMOKE}")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all, in order")
+    parser.add_argument(
+        "--smoke", action="store_true", help=f"a small version of every step on a CPU, into {gpu.SMOKE}"
+    )
     add_allow_dirty(parser)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Figures that are written down: with the command, the environment and the commit that gave them."""
+"""Reports of figures: each names the command, the environment and the commit that produced it."""
 
 import argparse
 import shlex
@@ -15,31 +15,31 @@ __all__ = ["add_allow_dirty", "add_json", "add_plot", "check_outputs", "check_pu
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """``--json FILE`` and ``--allow-dirty``."""
+    """Add ``--json FILE`` and ``--allow-dirty``."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     add_allow_dirty(parser)
 
 
 def add_allow_dirty(parser: argparse.ArgumentParser) -> None:
-    """``--allow-dirty``, see ``check_published``."""
+    """Add ``--allow-dirty``; see ``check_published``."""
     parser.add_argument(
-        "--allow-dirty", action="store_true", help="write below results/ though no commit has the code that runs"
+        "--allow-dirty", action="store_true", help="write below results/ although the code is not committed"
     )
 
 
 def add_plot(parser: argparse.ArgumentParser, help: str = "write a bar chart") -> None:
-    """``--plot FILE.png``"""
+    """Add ``--plot FILE.png``."""
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help=help)
 
 
 def check_outputs(*paths: Path | None, allow_dirty: bool = False) -> None:
-    """To be called before anything is measured: every file can be written, and may be.
+    """Check that every output file can be written and may be published. Call it before measuring, which takes time.
 
     Args:
-        paths: of files to come; None: not asked for.
+        paths: the output files; None: an output that was not requested.
 
     Raises:
-        UserError: one cannot be written; or as ``check_published``.
+        UserError: a file cannot be written, or as ``check_published``.
     """
     for path in paths:
         if path is not None:
@@ -49,17 +49,17 @@ def check_outputs(*paths: Path | None, allow_dirty: bool = False) -> None:
 
 
 def check_published(path: Path, root: Path = CHECKOUT) -> None:
-    """Figures below ``results/`` are published: whoever reads them must be able to get the code that gave them.
+    """Figures below ``results/`` are published: their readers must be able to get the code that produced them.
 
     Raises:
-        UserError: ``path`` lies below ``results/`` of the checkout ``root``, which has changes that are not
-            committed (see ``vssl.engine.environment.read_commit``) or is no git checkout.
+        UserError: ``path`` lies below ``results/`` of the checkout ``root``, which has uncommitted
+            changes (see ``vssl.engine.environment.read_commit``) or is not a git checkout.
     """
     if not path.resolve().is_relative_to(root.resolve() / "results"):
         return
     state = read_commit(root)
     if state.commit is None:
-        fault = f"{root} is no git checkout"
+        fault = f"{root} is not a git checkout"
     elif state.dirty is not None:
         fault = "changes outside results/ and docs/ are not committed"
     else:
@@ -71,8 +71,7 @@ def check_published(path: Path, root: Path = CHECKOUT) -> None:
 
 
 def report_head(device: torch.device) -> dict:
-    """``command`` and ``environment``, with which every report begins. Take it before measuring: the checkout may
-    change meanwhile."""
+    """The ``command`` and ``environment`` of a report. Call it before measuring: the checkout may change meanwhile."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "environment": describe_environment(device, world_size=1),

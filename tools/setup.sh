@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with everything in requirements.txt; `make setup` runs this. PYTHON=... names the Python for a new .venv.
-# Missing Debian packages are installed where that needs no password. Without them the rest works: ffcv needs all of
-# them, torch.compile the compiler and Python's headers.
+# Missing Debian packages are installed if that needs no password. Everything else works without them: ffcv needs all
+# of them, torch.compile needs the compiler and Python's headers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,14 +15,14 @@ pip_install() { "$python" -m pip install --quiet --quiet --no-input --constraint
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# Install Debian packages. False where that is not allowed or fails.
+# Install Debian packages. False if that is not allowed or fails.
 apt_install() {
     local root=()
     [ "$(id -u)" = 0 ] || root=(sudo -n)
     command -v apt-get >/dev/null && "${root[@]}" true 2>/dev/null || return
     say "installing system packages: $*"
     {
-        "${root[@]}" apt-get update -qq || true # one broken source need not matter: the next line tells
+        "${root[@]}" apt-get update -qq || true # one broken source may not matter: the next line shows
         "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             -o DPkg::Lock::Timeout=300 "$@"
     } >"$work/apt.log" 2>&1 || { cat "$work/apt.log" >&2; return 1; }
@@ -48,7 +48,7 @@ create_venv() {
     "$base" -m venv --clear .venv
 }
 
-# What is missing to compile ffcv, as Debian packages.
+# The Debian packages that are missing to compile ffcv.
 missing_for_ffcv() {
     command -v g++ >/dev/null || echo g++
     command -v pkg-config >/dev/null || echo pkg-config
@@ -59,7 +59,7 @@ if not os.path.exists(sysconfig.get_path("include") + "/Python.h"): print("pytho
         echo libopencv-imgproc-dev
 }
 
-# ffcv asks pkg-config for the whole of OpenCV, in Debian 250 packages, but uses only core and imgproc: describe those.
+# ffcv asks pkg-config for all of OpenCV (250 Debian packages) but uses only core and imgproc: describe only those.
 describe_opencv() {
     mkdir "$work/opencv2"
     printf '#include <opencv2/%s.hpp>\n' core imgproc >"$work/opencv2/opencv.hpp"
@@ -90,7 +90,7 @@ install_ffcv() {
         return
     fi
     if ! "$python" -c 'import cv2' 2>/dev/null; then
-        # ffcv asks for the wheel with windows, which needs a desktop's libraries; this one has the rest.
+        # ffcv requires the wheel with GUI windows, which needs desktop libraries; the headless one has everything else.
         version=$("$python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
         "$python" -m pip uninstall --quiet --quiet --yes opencv-python
         pip_install --force-reinstall --no-deps "opencv-python-headless==$version"

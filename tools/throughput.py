@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure every stage of a run alone and all together, against what the hardware gives, and name the bottleneck.
+"""Measure every stage of a run, alone and together, compare with the hardware's limits, and name the bottleneck.
 
 Examples:
   python tools/throughput.py -c configs/demo.yaml
@@ -50,7 +50,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace of five steps, for ui.perfetto.dev")
     parser.add_argument("--repeats", type=whole(1), default=5, metavar="N", help="blocks per stage; default: 5")
     parser.add_argument(
-        "--seconds", type=positive, default=1.0, metavar="S", help="a block lasts; at least a batch; default: 1"
+        "--seconds",
+        type=positive,
+        default=1.0,
+        metavar="S",
+        help="seconds per block, which has at least one batch; default: 1",
     )
     return parser.parse_config_args()
 

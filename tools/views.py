@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what training sees: a sheet with a row for each image, first the original, then its two views epoch by epoch.
+"""Draw what training sees: a sheet with one row per image, first the original, then its two views in each epoch.
 
 Example:
   python tools/views.py -c configs/cifar10_fast.yaml augment.gray=0.5 --out views.png
@@ -27,8 +27,8 @@ from tools.command import whole
 from vssl.config import ConfigParser
 from vssl.engine.config import Config, load_config
 
-_CELL = 96  # least side of a view on the sheet, in pixels
-_GAP = 4  # between cells; four times as much between epochs
+_CELL = 96  # smallest side of a view on the sheet, in pixels
+_GAP = 4  # pixels between cells; four times as much between epochs
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def to_pixels(views: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]], side: int) -> Image.Image:
-    """Put originals (any size) and their pairs of views (``side`` pixels) into rows; small ones are magnified."""
+    """Draw originals (any size) and their pairs of views (``side`` pixels) in rows; small images are magnified."""
     cell = side * max(1, -(-_CELL // side))
     pair = 2 * cell + _GAP
     epochs = len(rows[0][1])
@@ -91,7 +91,7 @@ def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]
 
 
 def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
-    """Resize uint8 [H, W, 3] to a longest side of ``cell``: smaller smoothly, larger by whole visible pixels."""
+    """Resize uint8 [H, W, 3] to a longest side of ``cell``; enlarged images keep visible pixels."""
     image = Image.fromarray(pixels)
     scale = cell / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)

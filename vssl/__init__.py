@@ -6,7 +6,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> object:
-    # At use: whoever imports one module of the package should not wait for all of them.
+    # Imported on first use: importing one module of the package must not load all of them.
     if name == "load":
         return importlib.import_module("vssl.inference").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,13 @@ __all__ = ["Peers", "gather_equal"]
 
 @dataclass(frozen=True)
 class Peers:
-    """The processes that share every batch, as a method sees them; ``Peers()`` is a process alone."""
+    """The processes that share every batch, as a method sees them; ``Peers()`` is a single process."""
 
     rank: int = 0
     size: int = 1
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows [n, ...] of all processes, in the order of ranks: [size * n, ...]; as ``gather_equal``."""
+        """Rows [n, ...] of all processes, in the order of ranks: [size * n, ...]; see ``gather_equal``."""
         return gather_equal(rows) if self.size > 1 else rows
 
     def mean(self, values: Tensor) -> Tensor:
@@ -25,11 +25,11 @@ class Peers:
         return self.gather(values[None]).mean(dim=0) if self.size > 1 else values
 
 
-# An operator of torch's own kind, so that it stays one node of a compiled graph.
+# Registered as a torch operator, so that it stays one node of a compiled graph.
 @torch.library.custom_op("vssl::gather_equal", mutates_args=())
 def gather_equal(rows: Tensor) -> Tensor:
-    """Rows [n, ...] of all processes, as many on each, in the order of ranks: [size * n, ...]. Differentiable: a row's
-    gradient is the sum of what all processes have for it."""
+    """Rows [n, ...] of all processes, in the order of ranks: [size * n, ...]; n is the same on each. Differentiable:
+    the gradient of a row is the sum of its gradients on all processes."""
     rows = rows.contiguous()
     gathered = rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
     dist.all_gather_into_tensor(gathered, rows)
@@ -43,7 +43,7 @@ def _(rows: Tensor) -> Tensor:
 
 @torch.library.custom_op("vssl::scatter_sum", mutates_args=())
 def _scatter_sum(gradient: Tensor) -> Tensor:
-    """The reverse: this process's rows of the sum over all processes."""
+    """The backward pass: sum the gradients over all processes and return the rows of this process."""
     gradient = gradient.contiguous()
     own = gradient.new_empty((gradient.shape[0] // dist.get_world_size(), *gradient.shape[1:]))
     dist.reduce_scatter_tensor(own, gradient)

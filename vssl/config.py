@@ -1,7 +1,7 @@
-"""How a config is read, bounded, overridden and explained: one YAML file for each data set, ``key=value`` on top.
+"""How a config is read, bounded, overridden and explained: a YAML file, with ``key=value`` overrides.
 
 A config is a tree of frozen dataclasses: sections whose fields are made by ``pipelines.options.option``. This module
-knows no section; ``vssl.engine.config`` has the sum of all of them.
+works for any sections; ``vssl.engine.config`` defines those of this project.
 """
 
 import argparse
@@ -35,16 +35,16 @@ Schema = TypeVar("Schema")
 
 
 def variants(classes: Callable[[], dict[str, type]], default: str) -> Any:
-    """A section whose keys depend on its ``name``: ``classes()`` has the dataclass of each name."""
+    """A section whose keys depend on its ``name``: ``classes()`` gives the dataclass for each name."""
     return dataclasses.field(default_factory=lambda: classes()[default](), metadata={"variants": classes})
 
 
 def from_dict(values: dict, schema: type[Schema]) -> Schema:
-    """The config that a nested dict describes; what it does not name keeps its default.
+    """The config that a nested dict describes; keys that are not given keep their defaults.
 
     Raises:
-        UserError: a key that does not exist (names the nearest one) or belongs to another variant (names that), a value
-            of another type or out of bounds.
+        UserError: a key does not exist (the message names the nearest one) or belongs to another variant (the message
+            names it), or a value has the wrong type or is out of bounds.
     """
     return _read(values, schema, "", schema)
 
@@ -73,7 +73,7 @@ def _is_section(field: dataclasses.Field) -> bool:
 
 
 def _choose_variant(field: dataclasses.Field, values: dict, section: str) -> type:
-    """The dataclass that the section's ``name`` asks for, after a check that no key is another variant's."""
+    """The dataclass that the section's ``name`` selects; checks that no key belongs to another variant."""
     classes = field.metadata["variants"]()
     name = values.get("name", _default(field).name)
     if name not in classes:
@@ -87,13 +87,13 @@ def _choose_variant(field: dataclasses.Field, values: dict, section: str) -> typ
 
 
 def _default(section: dataclasses.Field) -> Any:
-    """What a section is if nothing is said of it."""
+    """The section with all its defaults."""
     factory: Any = section.default_factory  # a section always has one
     return factory()
 
 
 def _names(section: type) -> set[str]:
-    """Of a section's keys."""
+    """The names of a section's keys."""
     return {field.name for field in dataclasses.fields(section)}
 
 
@@ -115,7 +115,7 @@ def _convert(key: str, value: Any, expected: Any) -> Any:
     """``value`` as ``expected``, without guessing; raises UserError naming ``key``."""
     arguments = typing.get_args(expected)
     if typing.get_origin(expected) is Literal:
-        # YAML reads a bare off/on as a boolean.
+        # YAML reads an unquoted off or on as a boolean.
         value = {False: "off", True: "on"}.get(value, value) if isinstance(value, bool) else value
         if value in arguments:
             return value
@@ -139,7 +139,7 @@ def _convert(key: str, value: Any, expected: Any) -> Any:
 
 
 def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
-    """Every key with its field, and for a key of a variant the names of the variants that have it ("": all)."""
+    """Every key, its field, and the names of the variants that have it ("": all of them, or no variant key)."""
     for field in dataclasses.fields(schema):
         key = prefix + field.name
         if "variants" in field.metadata:
@@ -152,7 +152,7 @@ def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fi
 
 def _fields_of_variants(classes: dict[str, type], prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
     first = next(iter(classes))
-    name = option(first, "which of them")
+    name = option(first, "which one; the other keys of this section depend on it")
     name.type = Literal[tuple(classes)]
     yield prefix + "name", name, ""
     # A key may mean different things to different variants.
@@ -167,7 +167,7 @@ def _fields_of_variants(classes: dict[str, type], prefix: str) -> Iterator[tuple
 
 
 def _unknown(key: str, schema: type) -> UserError:
-    """Names the nearest valid key: the same last word in another section first, then the likeliest spelling."""
+    """An error that names the nearest valid key: the same name in another section first, then the closest spelling."""
     keys = [name for name, _, _ in _fields(schema)]
     near = difflib.get_close_matches(key, keys + [k.split(".")[0] for k in keys], n=1, cutoff=0.0)[0]
     same_name = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
@@ -194,7 +194,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
     """Read a YAML file and apply ``section.key=value`` overrides (values are YAML).
 
     Raises:
-        UserError: no such file, not YAML, or whatever ``from_dict`` objects to.
+        UserError: the file cannot be read or is not YAML, or as ``from_dict``.
     """
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
@@ -225,7 +225,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
 
 
 def explain(schema: type) -> str:
-    """All keys in Markdown, a table for each section: type, bounds, default, and the sentence beside the field."""
+    """All keys in Markdown, one table per section: type, bounds, default, and the explanation of the field."""
     lines = [
         "# Configuration",
         "",
@@ -248,13 +248,13 @@ def explain(schema: type) -> str:
 
 
 def _document(field: dataclasses.Field) -> str:
-    """What a section is about: its dataclass's docstring."""
+    """The description of a section: the docstring of its dataclass."""
     section = field.type if isinstance(field.type, type) else type(_default(field))
     return " ".join((section.__doc__ or "").split())
 
 
 def _accepted(field: dataclasses.Field) -> str:
-    """Type and bounds, for the table."""
+    """Type and bounds of a field, as text for the table."""
     bounds, text = bounds_of(field), _type_name(field.type)
     if bounds.words:
         text = " or ".join(bounds.words)
@@ -272,10 +272,10 @@ def to_yaml_value(value: Any) -> str:
 
 
 class ConfigParser(argparse.ArgumentParser):
-    """An argument parser of a program that takes ``-c FILE [key=value ...]``, and ``--help-config``.
+    """The argument parser of a program that takes ``-c FILE [key=value ...]``, and ``--help-config``.
 
     ``parse_config_args`` gives the parsed arguments (``config`` and ``overrides`` among them). A config key written as
-    a flag (``--epochs 3``) is answered with how it is written (``train.epochs=3``).
+    a flag (``--epochs 3``) is an error that shows the right form (``train.epochs=3``).
     """
 
     def __init__(self, schema: type, **options: Any) -> None:
@@ -295,12 +295,12 @@ class ConfigParser(argparse.ArgumentParser):
             if flag.startswith("--") and flag not in self._option_string_actions and keys:
                 following = self._words[place + 1 : place + 2]
                 value = value if equals else (following[0] if following else "VALUE")
-                super().error(f"{flag} is no flag but a config key: write {keys[0]}={value}")
+                super().error(f"{flag} is not a flag but a config key: write {keys[0]}={value}")
         super().error(message)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, schema: type) -> None:
-    """``-c FILE [key=value ...]`` and ``--help-config``."""
+    """Add ``-c FILE [key=value ...]`` and ``--help-config``."""
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
     help = "explain every config key and stop"

@@ -1,4 +1,4 @@
-"""A trained run again: features, and embeddings with their uncertainty."""
+"""Load a trained model: features, and embeddings with their uncertainty."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,16 +29,16 @@ class Embedding(NamedTuple):
 
 
 class Pretrained:
-    """A trained student (BYOL's protocol: not its teacher), frozen, in evaluation mode, in float32.
+    """A trained student (not the teacher, as in BYOL's protocol), frozen, in evaluation mode, in float32.
 
     Attributes:
-        source: what it was loaded from.
-        config: of its run, resolved.
+        source: the run, checkpoint or exported backbone that was loaded.
+        config: the config of its run, resolved.
         backbone: [N, 3, S, S] -> [N, F].
-        method: everything that was trained; None where only the backbone was exported.
-        step: of the checkpoint; None for an exported backbone.
-        augment: the run's transforms.
-        device: where it computes.
+        method: the whole trained method; None for an exported backbone.
+        step: the step of the checkpoint; None for an exported backbone.
+        augment: the transforms of the run.
+        device: the device that holds the model.
     """
 
     def __init__(
@@ -56,29 +56,29 @@ class Pretrained:
         self.augment = Augment(config.augment, config.data.image_size)
 
     def features(self, images: Any) -> Tensor:
-        """The backbone's features, float32 [N, F] on ``device``, of images as ``embed`` takes them."""
+        """The backbone's features, float32 [N, F] on ``device``; images as in ``embed``."""
         size = self.config.data.batch_size
         with torch.no_grad():
             parts = [self.backbone(self._prepare(images[i : i + size])) for i in range(0, len(images), size)]
         return torch.cat(parts)
 
     def embed(self, images: Any) -> Embedding:
-        """Mean and variance of the student's posterior for each image, ``(mean, variance)``, on ``device``.
+        """Mean and variance of the student's posterior for each image, on ``device``.
 
         Args:
             images: RGB, one or more. Either uint8 [N, H, W, 3] (array or tensor), or a list of PIL images or uint8
-                [H, W, 3] of any sizes: these get the run's evaluation transform (centre square, resize, normalise).
-                Or float32 [N, 3, S, S], normalised already as ``Augment.evaluate`` does.
+                [H, W, 3] of any sizes: the run's evaluation transform (centre square, resize, normalise) is applied.
+                Or float32 [N, 3, S, S], already normalised as by ``Augment.evaluate``.
 
         Raises:
-            UserError: the run has no variance: another method than VSSL, or a backbone alone.
-            ValueError: images of another form.
+            UserError: there is no variance: the method is not VSSL, or only a backbone was loaded.
+            ValueError: images of another shape or dtype.
         """
         mean, logvar = self.trained_method().posterior(self.features(images))
         return Embedding(mean, logvar.exp())
 
     def trained_method(self) -> Method:
-        """The method. Raises UserError where only the backbone was exported."""
+        """The method. Raises UserError if only an exported backbone was loaded."""
         if self.method is None:
             raise UserError(f"{self.source} is a backbone alone, without a variance: give its run or a checkpoint")
         return self.method
@@ -100,11 +100,11 @@ def load(source: str | Path, *, device: str = "auto", config: str | Path | None 
     Args:
         source: a run directory (its newest checkpoint), a checkpoint, or an exported backbone (``.safetensors``).
         device: auto, cpu or cuda.
-        config: a YAML file that describes the model; None: the run's own ``config.yaml``, in the run directory, beside
-            the file, or above the ``checkpoints`` folder that it lies in.
+        config: a YAML file that describes the model; None: the ``config.yaml`` of the run, in the run directory,
+            beside the file, or one folder above it (for a checkpoint in ``checkpoints/``).
 
     Raises:
-        UserError: nothing there, no config to be found, or weights that do not fit it.
+        UserError: the source or its config does not exist, or the weights do not fit the config.
     """
     source = Path(source)
     if not source.exists():
@@ -118,7 +118,7 @@ def load(source: str | Path, *, device: str = "auto", config: str | Path | None 
     state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
     if state is None:
         raise UserError(f"{source} holds no whole checkpoint")
-    model = dataclasses.replace(settings.model, weights="")  # of the run's start
+    model = dataclasses.replace(settings.model, weights="")  # only the run's start needed them
     method = build_method(settings.method, model, image_size)
     try:
         method.load_state_dict(state["method"])
@@ -140,7 +140,7 @@ def _own_config(source: Path) -> Path:
 
 
 def _canvas(images: Sequence) -> tuple[Tensor, Tensor]:
-    """Images of any sizes on one canvas: pixels uint8 [N, H, W, 3] and sizes int32 [N, 2]."""
+    """Images of any sizes, padded to one size: pixels uint8 [N, H, W, 3] and true sizes int32 [N, 2]."""
     pictures = [torch.as_tensor(np.array(i.convert("RGB")) if hasattr(i, "convert") else i) for i in images]
     for picture in pictures:
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3:

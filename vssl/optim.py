@@ -1,4 +1,4 @@
-"""Optimizers that run on the device alone, parameter groups, and the learning rate's schedule."""
+"""Optimizers that run entirely on the device, parameter groups, and the schedule of the learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ class OptimConfig:
     lr: float | None = option(
         None, "for a batch of 256: the rate used is lr * data.batch_size / 256; null: the method's recipe", low=0.0
     )
-    weight_decay: float | None = option(None, "not of biases and norms; null: the method's recipe", low=0.0)
-    momentum: float = option(0.9, "of lars and sgd", low=0.0, high=1.0)
+    weight_decay: float | None = option(None, "not applied to biases and norms; null: the method's recipe", low=0.0)
+    momentum: float = option(0.9, "momentum of lars and sgd", low=0.0, high=1.0)
     eta: float = option(0.02, "lars: trust coefficient", low=0.0)
-    warmup_epochs: float = option(10.0, "linear from 0; at most a tenth of the run", low=0.0)
+    warmup_epochs: float = option(10.0, "linear warm-up from 0; at most a tenth of the run", low=0.0)
 
 
 class LARS(torch.optim.SGD):
     """Layer-wise adaptive rate scaling with momentum.
 
-    You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, arXiv 1708.03888; with the clipping of
-    the local rate (LARC) and the exclusion of biases and norms from adaptation and decay that BYOL's recipes use:
-    for an adapted weight  g <- min(eta |w| / (|g| + wd |w|) / lr, 1) * (g + wd w), in place, then momentum SGD, which
-    is torch's fused one and like it leaves weights and momentum alone where the attribute ``found_inf`` is 1.
+    You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, arXiv 1708.03888. As in BYOL's
+    recipes, the local rate is clipped (LARC), and biases and norms are excluded from adaptation and decay.
+    For an adapted weight  g <- min(eta |w| / (|g| + wd |w|) / lr, 1) * (g + wd w), in place; then torch's fused SGD
+    with momentum, which changes neither weights nor momentum if the attribute ``found_inf`` is 1.
 
     Args:
         groups: parameter groups; a group's ``adapt`` (default True) says whether its weights are adapted and decayed.
@@ -57,7 +57,7 @@ class LARS(torch.optim.SGD):
         grads = [w.grad for w in weights]
         weight_norms, grad_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, grads))
         local = self.eta * weight_norms / (grad_norms + self.decay * weight_norms + 1e-8)
-        # A weight or a gradient of zero leaves nothing to adapt to.
+        # The rate is not adapted if the weight or its gradient is zero.
         adapted = (weight_norms > 0) & (grad_norms > 0)
         trust = torch.where(adapted, (local / lr).clamp(max=1.0), 1.0)
         torch._foreach_add_(grads, weights, alpha=self.decay)
@@ -65,7 +65,7 @@ class LARS(torch.optim.SGD):
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
-    """A first step that ``found_inf`` forbids would leave torch's own buffers uninitialised."""
+    """Create the momentum buffers: if ``found_inf`` skips the first step, torch leaves its own uninitialised."""
     for group in optimizer.param_groups:
         for weight in group["params"]:
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -74,7 +74,7 @@ def _start_momentum(optimizer: torch.optim.SGD) -> None:
 def build_optimizer(
     modules: list[nn.Module], name: str, lr: Tensor, weight_decay: float, momentum: float, eta: float
 ) -> torch.optim.Optimizer:
-    """A fused optimizer over the modules' weights; biases and norms (one dimension) have neither decay nor adaptation.
+    """A fused optimizer over the modules' weights; biases and norms (one dimension) have no decay and no adaptation.
 
     ``lr`` is a float32 scalar tensor on the weights' device, shared by all groups: a schedule writes into it.
     """
@@ -91,13 +91,13 @@ def build_optimizer(
         sgd = torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
         _start_momentum(sgd)
         return sgd
-    # capturable exists on accelerators only; fused keeps the step count on the device there.
+    # capturable exists only on accelerators; there fused keeps the step count on the device.
     return torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a state saved on any device. The rate stays the optimizer's own tensor on its device: torch would put the
-    checkpoint's in its place, on the host, where a captured step never reads it again."""
+    """Load a state saved on any device. The learning rate stays the optimizer's own tensor on the device: torch would
+    replace it by the checkpoint's tensor on the host, which a captured step does not read."""
     kept = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, kept, strict=True):
@@ -105,7 +105,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Write a rate into the optimizer's own tensors: a compiled or captured step reads them."""
+    """Write the learning rate into the optimizer's own tensors, which a compiled or captured step reads."""
     for group in optimizer.param_groups:
         group["lr"].fill_(lr)
 
@@ -126,7 +126,7 @@ class Schedule:
     warmup_steps: int
 
     def learning_rate(self, step: int) -> float:
-        """At a step, counted from 0."""
+        """The learning rate at a step, counted from 0."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)

@@ -1,4 +1,4 @@
-"""libjpeg-turbo alone: what decoding costs at the very least."""
+"""libjpeg-turbo alone: the minimum cost of decoding."""
 
 import mmap
 import threading
@@ -16,12 +16,12 @@ __all__ = ["JpegDecoder"]
 
 
 class JpegDecoder:
-    """Decodes the JPEGs of a .beton file on threads, into memory that nobody reads: no crop, no copy, no checks.
+    """Decodes the JPEGs of a .beton file on threads and discards the pixels: no crop, no copy, no checks.
 
     Args:
-        path: of the file; ffcv must be installed, for its decoder is used.
-        workers: threads.
-        aligned: decode to where numpy puts an array, not to the odd address that is faster.
+        path: the .beton file; ffcv must be installed, because its decoder is used.
+        workers: number of threads.
+        aligned: decode to an address that numpy chooses, instead of an odd address, which is faster.
     """
 
     def __init__(self, path: Path, workers: int, *, aligned: bool = False) -> None:
@@ -37,7 +37,7 @@ class JpegDecoder:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="jpeg")
 
     def batches(self, samples: Iterable[tuple[np.ndarray, np.ndarray]], ahead: int) -> Generator[int]:
-        """Decode batch after batch, ``ahead`` of them under way at once; yields each one's number of images.
+        """Decode the batches, up to ``ahead`` of them at the same time; yields the number of images of each.
 
         Args:
             samples: for each batch, positions int64 [B] and the denominators int64 [B] of the scales to decode at.

@@ -1,4 +1,4 @@
-"""What the hardware gives at most, measured: arithmetic, memory, the way to the device; and what a step asks of it."""
+"""The limits of the hardware, measured (arithmetic, memory, copies to the device), and the arithmetic of a step."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,14 +9,14 @@ from vssl.engine.step import TrainStep
 
 __all__ = ["copy_bandwidth", "count_flops", "matrix_rate", "memory_bandwidth"]
 
-_BYTES = 2**28  # of the block that bandwidths are measured with: far more than any cache holds
+_BYTES = 2**28  # copied to measure bandwidths: far more than any cache holds
 
 
 def count_flops(step: TrainStep, batch: Batch) -> float:
-    """Floating-point operations per image, of teacher, student and backward; a multiplication and an addition are two.
+    """Floating-point operations per image of teacher, student and backward; a multiply-add counts as two.
 
-    Counted in the matrix products and convolutions of ``step.backward`` on a few images, without the augmentation's.
-    The step must not be compiled yet.
+    They are counted in the matrix products and convolutions of ``step.backward`` on a few images, without the
+    augmentation. The step must not be compiled yet.
     """
     few = Batch(*(part[: 4 * step.config.train.accumulate] for part in batch))
     with FlopCounterMode(display=False) as whole:
@@ -27,7 +27,7 @@ def count_flops(step: TrainStep, batch: Batch) -> float:
 
 
 def matrix_rate(timer: Timer, dtype: torch.dtype) -> Rate:
-    """Operations per second of one large product of random square matrices."""
+    """Floating-point operations per second of a product of two large random square matrices."""
     side = 8192 if timer.device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=timer.device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
@@ -40,7 +40,7 @@ def matrix_rate(timer: Timer, dtype: torch.dtype) -> Rate:
 
 
 def memory_bandwidth(timer: Timer) -> Rate:
-    """Bytes per second, those read and those written, of copying a large block within the device's memory."""
+    """Bytes per second, read and written bytes together, of copying a large block within the device's memory."""
     return _copies(timer, torch.zeros(_BYTES, dtype=torch.uint8, device=timer.device), 2 * _BYTES)
 
 

@@ -1,4 +1,4 @@
-"""Every measurement that wants a GPU, as a list of steps: each some commands whose figures become one file."""
+"""Every measurement that needs a GPU, as a list of steps. A step runs commands and writes their figures to one file."""
 
 import importlib.util
 import json
@@ -22,41 +22,41 @@ from vssl.methods import COMPARED
 __all__ = ["SMOKE", "StepFailed", "build_steps", "measure", "prepare_smoke"]
 
 LIMIT = 540.0  # seconds per step
-TRAINING = 360.0  # of which a training's epochs may take these; the rest is for starting, compiling and evaluating
+TRAINING = 360.0  # of these for the epochs of a training; the rest is for starting, compiling and evaluating
 MOST_EPOCHS = 200
 SMOKE = Path("runs/gpu-smoke")
 
 
 class StepFailed(Exception):
-    """A step did not give its figures; the message says why."""
+    """A step produced no figures; the message says why."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Commands, each an argument list for Python; ``{json}`` in it is a file that becomes part of the result."""
+    """Commands, each an argument list for Python; ``{json}`` stands for a file that becomes part of the result."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
-    data: Path | None = None  # packed data set that must be there
-    module: str = ""  # that must be importable
+    data: Path | None = None  # packed data set that must exist
+    module: str = ""  # module that must be installed
     run: Path | None = None  # run directory whose metrics become part of the result
-    after: Path | None = None  # result of another step that must be there
+    after: Path | None = None  # result of another step that must exist
 
 
 def measure(name: str, smoke: bool, results: Path) -> str:
-    """Run the step of that name, unless its result is there already or something that it needs is not.
+    """Run the step of that name, unless its result exists or something that it needs is missing.
 
     Returns:
-        One line: what became of it.
+        One line: what was done.
 
     Raises:
         StepFailed: a command failed or took too long.
     """
-    # Built anew each time: the trainings' epochs follow from what the steps before them measured.
+    # Built for each step again, because the trainings' epochs depend on what earlier steps measured.
     step = next(step for step in build_steps(smoke, results) if step.name == name)
     file = results / f"{name}.json"
     if file.exists():
-        return f"done already, see {file}"
+        return f"already done, see {file}"
     if reason := _missing(step):
         return f"left out, {reason}"
     write_json(file, run_step(step))
@@ -64,7 +64,7 @@ def measure(name: str, smoke: bool, results: Path) -> str:
 
 
 def build_steps(smoke: bool, results: Path) -> list[Step]:
-    """All steps in their order. The trainings' epochs follow from the images per second that were measured."""
+    """All steps, in order. The number of training epochs follows from the measured images per second."""
     pace = results / "throughput-cifar10.json"
     places = {"C10": "data/cifar10-resident", "IN100": "data/in100-ffcv", "IN100_DALI": "data/in100-dali"}
     c10, in100, dali = (Path(os.environ.get(key, place)) for key, place in places.items())
@@ -111,13 +111,13 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
 
 
 def _epochs(pace: Path, data: Path) -> int:
-    """As many as TRAINING allows at the measured pace, the same for every method."""
+    """The epochs that fit into TRAINING at the measured images per second, the same for every method."""
     rate = json.loads(pace.read_text())["figures"][0]["stages"]["end_to_end"]["images_per_second"]
     return max(1, min(MOST_EPOCHS, int(TRAINING * rate / open_packed(data).splits["train"].count)))
 
 
 def run_step(step: Step) -> dict:
-    """Run a step's commands; the result has the hardware, the versions, the commands and what they measured."""
+    """Run a step's commands; returns the hardware, the versions, the commands and their figures."""
     started, figures, commands = time.monotonic(), [], []
     environment = describe_environment(resolve_device("auto"), world_size=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,12 +143,12 @@ def run_step(step: Step) -> dict:
 
 
 def _run(words: list[str], seconds: float) -> list[str]:
-    """Run Python, showing its output; returns the last lines of it."""
+    """Run Python and show its output; returns the last lines."""
     print("python", shlex.join(words), flush=True)
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    signal.signal(signal.SIGALRM, lambda *_: process.terminate())  # a training saves, and can continue
+    signal.signal(signal.SIGALRM, lambda *_: process.terminate())  # a training saves a checkpoint and can continue
     signal.alarm(max(1, round(seconds)))
-    assert process.stdout is not None  # it is a pipe
+    assert process.stdout is not None  # because of stdout=PIPE
     lines = []
     for line in process.stdout:
         print(" ", line, end="", flush=True)
@@ -162,18 +162,18 @@ def _run(words: list[str], seconds: float) -> list[str]:
 
 
 def _missing(step: Step) -> str | None:
-    """Why a step cannot run here."""
+    """Why a step cannot run here; None if it can."""
     if step.module and importlib.util.find_spec(step.module.split(".")[0]) is None:
         return f"{step.module} is not installed"
     if step.data is not None and not step.data.is_dir():
         return f"no packed data set at {step.data}"
     if step.after is not None and not step.after.exists():
-        return f"{step.after.stem} comes first"
+        return f"run {step.after.stem} first"
     return None
 
 
 def prepare_smoke() -> None:
-    """The digits, as pixels and as JPEGs."""
+    """Pack the digits as small data sets, as pixels and as JPEGs."""
     shutil.rmtree(SMOKE, ignore_errors=True)
     options = {"resident": (), "ffcv": ("--quality", "90"), "dali": ("--quality", "90")}
     for format, more in options.items():

@@ -1,4 +1,4 @@
-"""The same images for every loader: photographs as files, as a .beton, as shards; small images as an array."""
+"""The same images for every loader: photographs as files, .beton and shards; small images as an array."""
 
 import hashlib
 import shutil
@@ -34,7 +34,7 @@ class Pixels:
 
     @property
     def side(self) -> int:
-        """Of the longest image, in pixels."""
+        """The longest side of all images, in pixels."""
         split = self.packed.splits["train"]
         return max(split.max_height, split.max_width)
 
@@ -44,7 +44,7 @@ class Pixels:
 
 
 def open_pixels(dir: Path, count: int) -> Pixels:
-    """At most ``count`` images. Raises UserError for a data set of another format."""
+    """The first images, at most ``count``. Raises UserError for a data set of another format."""
     packed = open_packed(dir)
     if packed.format != "resident":
         raise UserError(f"{dir} has format {packed.format}: pack the images with --format resident")
@@ -52,14 +52,14 @@ def open_pixels(dir: Path, count: int) -> Pixels:
 
 
 def prepare_photographs(source: Path, work: Path, count: int, max_resolution: int | None, workers: int) -> Photographs:
-    """Make ``count`` JPEG files of those under ``source``, repeated as needed, and pack them; or find it done already.
+    """Make ``count`` JPEG files from those under ``source``, repeated if too few, and pack them, unless already done.
 
     Args:
-        work: folder for what is made, each choice of the other arguments in a folder of its own.
-        max_resolution: scale larger images down to this longest side and encode them anew. None: files as they are.
+        work: output folder; every combination of the other arguments has its own folder in it.
+        max_resolution: scale larger images down to this longest side and encode them again. None: keep the files.
 
     Raises:
-        UserError: ``source`` has no JPEG files, or one that cannot be used.
+        UserError: ``source`` has no JPEG files, or one of them cannot be used.
     """
     originals = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
     if not originals:

@@ -1,8 +1,8 @@
-"""Loaders side by side on the same images: images per second on a CPU, a whole epoch of each in turn.
+"""Compare loaders on the same images: images per second on a CPU, one epoch of each in turn.
 
 Three tasks. *crops*: two random resized crops of each image, uint8, nothing else. *views*: the two augmented views of
-BYOL's recipe, normalised; without blur below 64 pixels, as usual there. *whole*: every image decoded, none cropped.
-Photographs (--source) are decoded by all; small images (--packed) lie in memory as pixels for all.
+BYOL's recipe, normalised; without blur up to 64 pixels, as is usual. *whole*: every image decoded, none cropped.
+All loaders decode photographs (--source); small images (--packed) are pixels in memory for all of them.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
     """What ``tools/compare.py loaders`` does.
 
     Raises:
-        UserError: no such loader or images; a file that cannot be written.
+        UserError: an unknown loader, no images, or a file that cannot be written.
     """
     check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
     names = choose(arguments.only, Pixels if arguments.packed else Photographs)
@@ -88,10 +88,10 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
 
 
 def choose(names: list[str] | None, kind: type) -> list[str]:
-    """Those named, or all that read such images, as far as they are installed; one line for each that is not.
+    """The named loaders, or all that read such images. Prints a line for each that is not installed and leaves it out.
 
     Raises:
-        UserError: no such loader, or one that reads other images.
+        UserError: an unknown loader, or one that reads other images.
     """
     chosen = []
     for name in names or [name for name, candidate in CANDIDATES.items() if kind in candidate.reads]:
@@ -130,7 +130,7 @@ def _describe(name: str, rate: Rate) -> dict:
 
 
 def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], repeats: int) -> dict[str, Rate]:
-    """Time epochs of the candidates named, task by task: one of each in turn, after one of each to warm up."""
+    """Time epochs of the named candidates, task by task: after a warm-up, one epoch of each in turn."""
     rates: dict[str, Rate] = {}
     for task in TASKS:
         if task == "views":
@@ -143,10 +143,10 @@ def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], re
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep memory that is freed, here and in worker processes yet to start.
+    """Let the C library keep freed memory, in this process and in worker processes started later.
 
-    By default glibc returns large blocks at once, and the kernel clears new ones page by page, which takes longer than
-    what is computed in them: for augmentation at 224 pixels more than half of the time.
+    By default glibc returns large blocks at once, and the kernel clears new ones page by page. This can take
+    longer than the computation: for augmentation at 224 pixels more than half of the time.
     """
     most = 2**31 - 1
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(most)}
@@ -156,7 +156,7 @@ def _keep_freed_memory() -> None:
 
 
 def summarise(rates: dict[str, Rate]) -> str:
-    """A table, and what our loaders are measured by."""
+    """A table of the rates, and the ratios of our loaders to others."""
     lines = [f"{'task':<6} {'loader':<34} {'images/s':>9} {'low - high':>15}"]
     for name, rate in rates.items():
         spread = f"{rate.low:,.0f} - {rate.high:,.0f}"
@@ -166,7 +166,7 @@ def summarise(rates: dict[str, Rate]) -> str:
 
 
 def ratios_of(rates: dict[str, Rate]) -> dict[tuple[str, str], float]:
-    """Medians' ratios, of the pairs in RATIOS that were measured."""
+    """Ratios of medians, for the pairs in RATIOS that were measured."""
     return {
         (ours, other): rates[ours].per_second / rates[other].per_second
         for ours, other in RATIOS
@@ -183,14 +183,16 @@ def _ours(kind: str, **changes: Any) -> Callable[[Setting], Epoch]:
 
 
 def _ours_augmented(kind: str) -> Callable[[Setting], Epoch]:
-    """The loader, and the augmentation on the CPU: compiled, which the epochs that warm up wait for."""
+    """The loader, and the augmentation on the CPU, which is compiled during the warm-up."""
 
     def build(setting: Setting) -> Epoch:
         loader, augment = _open(setting, kind), Augment(setting.recipe, setting.data.image_size)
         views = torch.compile(augment.views, fullgraph=True, dynamic=False)
 
         def work(batch: Batch) -> None:
-            epoch = torch.tensor(loader.state_dict()["epoch"])  # an integer would be compiled in, once per epoch
+            epoch = torch.tensor(
+                loader.state_dict()["epoch"]
+            )  # an integer would be compiled as a constant, once per epoch
             views(batch.pixels, batch.size, batch.index, 0, epoch)
 
         return _epochs_of(loader, work)
@@ -247,7 +249,7 @@ CANDIDATES = {
     "libjpeg-turbo, planes of YCbCr": Candidate("whole", peers.bare_planes, "turbojpeg"),
 }
 
-# Ours, and what it is held against.
+# Our loaders, and those that they are compared with.
 RATIOS = [
     ("vssl ffcv", "ffcv, two decoders"),
     ("vssl dali", "DALI, the same operators bare"),

@@ -1,7 +1,7 @@
-"""Methods side by side: one config, budget and list of seeds; accuracies, health of the features, images per second.
+"""Compare methods with the same config, budget and seeds: accuracies, diagnostics, images per second, memory.
 
-An arm is a name and the overrides that make it differ from the others. Its runs lie in WORK/NAME/seedN; one that
-was cut off continues, one that is there already is not trained or evaluated again.
+An arm is a name and the overrides by which it differs from the others. Its runs are in WORK/NAME/seedN. An
+interrupted run continues; a finished one is not trained or evaluated again.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from vssl.methods import COMPARED
 
 __all__ = ["compare_methods"]
 
-# What a run is judged by, and what tells whether it is healthy.
+# The accuracies of a run, and the diagnostics that show whether it is healthy.
 ACCURACIES = {"knn_top1": "kNN", "online_top1": "online", "linear_top1": "linear"}
 HEALTH = {"feature_std": "spread", "logvar_student": "log-var.", "on_bound": "on bound"}
 
@@ -46,45 +46,45 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measured:
-    """The runs of an arm, one dict of figures a seed."""
+    """The runs of an arm, one dict of figures per seed."""
 
     arm: Arm
     runs: list[dict]
 
     def mean(self, key: str) -> float | None:
-        """Over the seeds; None where no run has it."""
+        """The mean of a figure over the seeds; None if no run has it."""
         values = [run[key] for run in self.runs if key in run]
         return statistics.fmean(values) if values else None
 
     def standard_error(self, key: str) -> float | None:
-        """Of the mean over the seeds; None for fewer than two."""
+        """The standard error of the mean over the seeds; None for fewer than two."""
         values = [run[key] for run in self.runs if key in run]
         return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Source images per second of training (the median of blocks, in turn with the other arms), and its memory."""
+    """Source images per second of training (the median of blocks, in turn with the other arms), and peak memory."""
 
     images_per_second: float
     low: float
     high: float
     repeats: int
-    memory: dict[str, int]  # peaks in bytes, of a process of its own
+    memory: dict[str, int]  # peaks in bytes, measured in a separate process
 
 
 def compare_methods(arguments: argparse.Namespace) -> None:
     """What ``tools/compare.py methods`` does.
 
     Raises:
-        UserError: a wrong key or arm; a folder that holds another run; a training that failed; a
+        UserError: a wrong key or arm, a folder that holds another run, a training that failed, or a
             file that cannot be written.
     """
     check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
     arms = [parse_arm(text) for text in arguments.arm or (f"{name} method.name={name}" for name in COMPARED)]
     if len({arm.name for arm in arms}) < len(arms):
         raise UserError("every --arm needs a name of its own")
-    # All are read before any is trained: a wrong key should not cost hours.
+    # Read all configs before training: a wrong key should not cost hours.
     configs = {arm.name: resolve(load_config(arguments.config, [*arguments.overrides, *arm.overrides])) for arm in arms}
     head = report_head(resolve_device(configs[arms[0].name].train.device))
     measured = [run_arm(arm, arguments.config, arguments.overrides, arguments.seeds, arguments.work) for arm in arms]
@@ -115,10 +115,10 @@ def _describe(measured: Measured, config: Config, pace: Pace | None) -> dict:
 
 
 def parse_arm(text: str) -> Arm:
-    """``NAME key=value ...``
+    """Read ``NAME key=value ...``.
 
     Raises:
-        UserError: no name, or one that cannot be a folder's.
+        UserError: there is no name, or it cannot be the name of a folder.
     """
     name, *overrides = text.split() or [""]
     if not name or "=" in name or "/" in name or name.startswith("."):
@@ -127,10 +127,10 @@ def parse_arm(text: str) -> Arm:
 
 
 def run_arm(arm: Arm, config: str, overrides: Sequence[str], seeds: Sequence[int], work: Path) -> Measured:
-    """Train and evaluate an arm with every seed, or find it done.
+    """Train and evaluate an arm with every seed, unless already done.
 
     Raises:
-        UserError: a wrong key; a folder that holds another run; a training that failed.
+        UserError: a wrong key, a folder that holds another run, or a training that failed.
     """
     runs = []
     for seed in seeds:
@@ -151,11 +151,11 @@ def _train(config: Config, words: Sequence[str], directory: Path) -> None:
     print(f"== {directory}", flush=True)
     code = subprocess.run(train).returncode
     if code:
-        raise UserError(f"the training in {directory} ended with exit code {code}; what it saved is kept")
+        raise UserError(f"the training in {directory} ended with exit code {code}; its checkpoints are kept")
 
 
 def _figures(directory: Path) -> dict:
-    """A finished run's accuracies on val and its last line of diagnostics."""
+    """The accuracies of a finished run on val, and its last diagnostics."""
     file = directory / "evaluation.json"
     if not file.exists():
         model = load(directory)
@@ -180,7 +180,7 @@ def _figures(directory: Path) -> dict:
 
 
 def measure_pace(configs: dict[str, Config], repeats: int, seconds: float) -> dict[str, Pace]:
-    """How fast each trains on this machine, a block of each in turn, each in a process of its own."""
+    """How fast each arm trains on this machine: a block of each in turn, each in its own process."""
     with ExitStack() as closing:
         spawn = multiprocessing.get_context("spawn")
         homes = {name: closing.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for name in configs}
@@ -197,7 +197,7 @@ def measure_pace(configs: dict[str, Config], repeats: int, seconds: float) -> di
     }
 
 
-_run: Throughput  # of a process of measure_pace
+_run: Throughput  # one per process of measure_pace
 
 
 def _open_run(config: Config, seconds: float) -> None:
@@ -216,7 +216,7 @@ def _close_run() -> dict[str, int]:
 
 
 def summarise(measured: Sequence[Measured], paces: dict[str, Pace]) -> str:
-    """A table, and how far the others lie from the first arm."""
+    """A table, and the difference of each other arm to the first one."""
     width = max(len(m.arm.name) for m in measured)
     heads = "".join(f"{head:>15}" for head in ACCURACIES.values()) + "".join(f"{head:>10}" for head in HEALTH.values())
     lines = [f"{'':<{width}} seeds  untrained{heads}{'images/s':>10}{'memory':>10}"]
@@ -249,5 +249,5 @@ def _paired(first: Measured, other: Measured, key: str) -> tuple[float, float | 
     differences = [{key: run[key] - theirs[run["seed"]]} for run in first.runs]
     paired = Measured(first.arm, differences)
     mean = paired.mean(key)
-    assert mean is not None  # they share a seed
+    assert mean is not None  # both have the same seeds
     return mean, paired.standard_error(key)

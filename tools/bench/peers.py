@@ -1,4 +1,4 @@
-"""What our loaders are held against: the floors that the same libraries set, and other people's loaders."""
+"""What our loaders are compared with: the same libraries without our code (floors), and other loaders (peers)."""
 
 import contextlib
 from collections.abc import Callable
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 
-# Their floors
+# Floors
 
 
 def bare_dali(setting: Setting) -> Epoch:
-    """The operators that our loader uses, with boxes that are there already, and outputs that nobody looks at."""
+    """The DALI operators that our loader uses, with boxes computed beforehand; the outputs are discarded."""
     from nvidia.dali import Pipeline, fn, types
 
     data = setting.data
-    reader: Any = open_reader(setting.photographs.dali, "train")  # with the encoded files
+    reader: Any = open_reader(setting.photographs.dali, "train")  # its reader gives the encoded files
     index = np.random.default_rng(0).permutation(len(reader.labels))
     size = torch.from_numpy(reader.sizes[index])
     crop = Augment(setting.recipe, data.image_size).sample_crops(0, 0, torch.from_numpy(index), size)
@@ -82,7 +82,7 @@ def bare_libjpeg(setting: Setting, *, aligned: bool = False) -> Epoch:
 
 
 def bare_planes(setting: Setting) -> Epoch:
-    """libjpeg-turbo without the last step to RGB: half the bytes, for a device that would do the rest."""
+    """libjpeg-turbo without the conversion to RGB: half the bytes; a device would have to convert them."""
     from turbojpeg import TurboJPEG
 
     decoder, files = TurboJPEG(), [file.read_bytes() for file in setting.photographs.files]
@@ -101,7 +101,7 @@ def bare_planes(setting: Setting) -> Epoch:
 
 
 def upstream_ffcv(setting: Setting) -> Epoch:
-    """ffcv's own loader: two fields out of one, each with a decoder of its own."""
+    """ffcv's own loader: two output fields from one input field, each with its own decoder."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.pipeline import PipelineSpec
@@ -127,7 +127,7 @@ def upstream_ffcv(setting: Setting) -> Epoch:
 
 
 class _Images(Dataset):
-    """What ``transform`` makes of each image, as ``read`` gives it."""
+    """Each image, read by ``read`` and transformed by ``transform``."""
 
     def __init__(self, items: list, read: Callable[[Any], Any], transform: Callable[[Any], Any]) -> None:
         self._items, self._read, self._transform = items, read, transform
@@ -140,7 +140,7 @@ class _Images(Dataset):
 
 
 class _Twice:
-    """One transform of each kind, on the same image."""
+    """Applies each transform to the same image."""
 
     def __init__(self, *transforms: Callable) -> None:
         self._transforms = transforms
@@ -154,7 +154,7 @@ def read_pil(file: str) -> Image.Image:
 
 
 class _PixelsAsPIL:
-    """An image of an array, as torchvision's CIFAR data sets give it."""
+    """A PIL image from stored pixels, as in torchvision's CIFAR data sets."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -221,6 +221,6 @@ def _data_loader(setting: Setting, images: _Images) -> Epoch:
         shuffle=True,
         num_workers=setting.data.workers,
         persistent_workers=True,
-        multiprocessing_context="forkserver",  # forking a process with others' threads is unsafe
+        multiprocessing_context="forkserver",  # forking a process with running threads is unsafe
     )
     return lambda: sum(len(views[0]) for views in loader)

@@ -1,4 +1,4 @@
-"""BYOL's step as it is usually written: eager, AMP, channels_last, with torchvision and torch.optim."""
+"""A BYOL step as it is usually written: eager, AMP, channels_last, with torchvision and torch.optim."""
 
 import copy
 from typing import Any
@@ -15,18 +15,18 @@ from vssl.engine.precision import resolve_amp
 
 __all__ = ["LEARNING_RATE", "TAU", "PlainStep"]
 
-LEARNING_RATE, TAU = 1e-3, 0.99  # weights must stay finite; the time does not depend on them
+LEARNING_RATE, TAU = 1e-3, 0.99  # keep weights finite; the time does not depend on the values
 
 
 class PlainStep:
-    """BYOL (arXiv 2006.07733) as it is usually written, each view through each network by itself."""
+    """BYOL (arXiv 2006.07733) as it is usually written: each network processes one view at a time."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         if not hasattr(torchvision.models, config.model.backbone):
-            raise UserError(f"model.backbone={config.model.backbone} is none of torchvision's: use resnet18")
+            raise UserError(f"model.backbone={config.model.backbone} is not a torchvision model: use resnet18")
         self.device, self.amp = device, resolve_amp(config.train.amp, device)
         backbone = getattr(torchvision.models, config.model.backbone)(weights=None)
-        method: Any = config.method  # BYOL's options, nothing in them null
+        method: Any = config.method  # BYOL's options, none of them null
         width, hidden, latent = backbone.fc.in_features, method.projector_hidden, method.latent
         backbone.fc = nn.Identity()
         if config.model.stem == "cifar" or (config.model.stem == "auto" and config.data.image_size <= SMALL_IMAGE):

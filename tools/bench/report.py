@@ -1,4 +1,4 @@
-"""What the figures say: the bottleneck, what would move it, a table."""
+"""From the figures of tools/throughput.py to the bottleneck, advice, and a table."""
 
 import os
 
@@ -6,17 +6,17 @@ from vssl.engine.config import Config
 
 __all__ = ["advise", "name_bottleneck", "summarise"]
 
-_RESTLESS = 1.5  # fastest over slowest block: a quiet machine stays well below
+_RESTLESS = 1.5  # fastest over slowest block above this: the machine was busy with other work
 
 
 def name_bottleneck(times: dict[str, float]) -> str:
-    """The stage that a run waits for, from the time per batch that each takes alone.
+    """The stage that limits a run, from the time per batch that each stage takes alone.
 
-    Loading works beside the step: the slower of the two is the bottleneck. Of loading it is decoding or copying if that
-    takes more than half of the time; of the step it is augmentation if that takes longer than the network.
+    Loading runs in parallel with the step: the slower of the two is the bottleneck. Within loading it is decoding or
+    copying if that takes more than half of the time; within the step, augmentation if it takes longer than the network.
 
     Args:
-        times: load, step, augment, network; decode and copy where there are such stages. In any unit.
+        times: load, step, augment, network; decode and copy if these stages exist. In any unit.
     """
     if times["step"] >= times["load"]:
         return "augment" if times["augment"] > times["network"] else "step"
@@ -27,12 +27,12 @@ def name_bottleneck(times: dict[str, float]) -> str:
 def advise(
     bottleneck: str, config: Config, format: str, device: str, workers: int, augment_costs: dict[str, float]
 ) -> str:
-    """One sentence: the bottleneck, and the config key that would move it.
+    """One sentence: the bottleneck, and the config key that would reduce it.
 
     Args:
         format: of the packed data set.
         device: "cpu" or "cuda".
-        workers: decoding threads.
+        workers: number of decoding threads.
         augment_costs: share of the augmentation's time by config key; needed if the bottleneck is "augment".
     """
     cores = len(os.sched_getaffinity(0))
@@ -56,12 +56,12 @@ def advise(
     elif config.train.amp == "off":
         remedy = "train.amp=auto"
     else:
-        remedy = f"only less arithmetic would, that is model.backbone={config.model.backbone} or data.image_size"
-    return f"The bottleneck is {bottleneck}; what would move it: {remedy}."
+        remedy = f"less arithmetic, by another model.backbone than {config.model.backbone} or a smaller data.image_size"
+    return f"The bottleneck is {bottleneck}; to reduce it: {remedy}."
 
 
 def summarise(report: dict) -> str:
-    """A table of the stages, the split of the step, and the verdict."""
+    """A table of the stages, the parts of the step, and the advice."""
     lines = [
         f"{'stage':<11} {'images/s':>10} {'low - high':>20} {'ms per batch':>12} {'cores':>6} {'of the floor':>12}"
     ]
@@ -84,5 +84,5 @@ def summarise(report: dict) -> str:
     ]
     restless = [name for name, stage in report["stages"].items() if stage["high"] > _RESTLESS * stage["low"]]
     if restless:
-        lines.append(f"the blocks of {', '.join(restless)} differ much: something else keeps this machine busy")
+        lines.append(f"the blocks of {', '.join(restless)} differ much: this machine is probably busy with other work")
     return "\n".join([*lines, report["advice"]])

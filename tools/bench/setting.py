@@ -1,4 +1,4 @@
-"""What holds for every loader that is compared."""
+"""The setting that is the same for every compared loader."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,22 +9,22 @@ from tools.bench.images import Photographs, Pixels
 
 __all__ = ["Epoch", "Setting"]
 
-Epoch = Callable[[], int]  # load every image once; returns how many
+Epoch = Callable[[], int]  # loads every image once and returns their number
 
 
 @dataclass(frozen=True)
 class Setting:
     images: Photographs | Pixels
-    data: DataConfig  # image_size, batch_size and workers hold for everybody
+    data: DataConfig  # image_size, batch_size and workers are the same for all
     closing: contextlib.ExitStack
 
     @property
     def photographs(self) -> Photographs:
-        """The images, for those who read no others."""
+        """The images, for loaders that read only photographs."""
         assert isinstance(self.images, Photographs)
         return self.images
 
     @property
     def recipe(self) -> AugmentConfig:
-        """BYOL's (arXiv 2006.07733, appendix B)."""
+        """BYOL's recipe (arXiv 2006.07733, appendix B); without blur for small images."""
         return AugmentConfig(blur=(0.0, 0.0) if self.data.image_size <= SMALL_IMAGE else (1.0, 0.1))

@@ -1,8 +1,8 @@
-"""Our BYOL step beside a plain one (``PlainStep``): images per second on the same batch, a block of each in turn.
+"""Compare our BYOL step with a plain one (``PlainStep``): images per second on the same batch, in turn.
 
-Both train the same network with the same heads, loss, optimizer (SGD with momentum) and precision. The plain step finds
-its two views ready made, and cuDNN may try all its algorithms for it; ours is measured on ready views too, and besides
-with the augmentation that it does itself.
+Both train the same network with the same heads, loss, optimizer (SGD with momentum) and precision. The plain step gets
+ready-made views, and cuDNN may try all its algorithms for it. Ours is measured with ready-made views too, and also
+with its own augmentation.
 """
 
 from collections.abc import Callable
@@ -33,14 +33,14 @@ def measure(config: Config, device: torch.device, repeats: int, seconds: float) 
         repeats, seconds: as ``Timer``.
 
     Raises:
-        UserError: a backbone that torchvision lacks; no such data.
+        UserError: the backbone is not a torchvision model, or the data set cannot be opened.
     """
     batch, views = _make_batch(config, device)
     return Timer(device, repeats, seconds).rates(_candidates(config, device, batch, views))
 
 
 def summarise(rates: dict[str, Rate]) -> str:
-    """A table."""
+    """A table of the rates."""
     plain = rates["plain"].per_second
     return "\n".join(
         f"{name:<24} {rate.per_second:>10,.1f} images/s ({rate.low:,.1f} - {rate.high:,.1f})  "
@@ -108,7 +108,7 @@ def _candidates(config: Config, device: torch.device, batch: Batch, views: Tenso
         candidates["ours, captured"] = on_batch(prepare_step(ours(ready=True), batch))
         tuned = candidates["ours, captured, cuDNN tries"] = on_batch(prepare_step(ours(ready=True), batch))
         with _cudnn_tries():
-            for _ in range(5):  # cuDNN tries its algorithms before the capture, which keeps its choices
+            for _ in range(5):  # cuDNN tries its algorithms before the capture, which records its choices
                 tuned()
     candidates["ours, with augmentation"] = on_batch(prepare_step(ours(ready=False), batch))
     return candidates

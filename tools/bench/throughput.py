@@ -1,4 +1,4 @@
-"""The stages of a run, each measured alone and then all together."""
+"""Measure the stages of a run, each alone and then all together."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ from vssl.engine.precision import resolve_amp, resolve_device
 
 __all__ = ["Throughput"]
 
-_CACHED = 4  # batches that the step and the augmentation are given again and again
+_CACHED = 4  # batches that the step and the augmentation get repeatedly
 _TRACED = 5  # steps in a trace
 
 
@@ -37,11 +37,11 @@ class Throughput:
 
     Args:
         config: as loaded; ``null`` values are resolved here.
-        repeats: blocks per stage, of which the median counts.
-        seconds: that a block lasts; at least one batch.
+        repeats: blocks per stage; the median is reported.
+        seconds: how long a block lasts; it has at least one batch.
 
     Attributes:
-        loader, step: what is measured, built as a run builds them.
+        loader, step: those of the measured run, built as in training.
 
     Raises:
         UserError: as ``Trainer``.
@@ -59,11 +59,11 @@ class Throughput:
             config.data, config.augment, self.packed, "train", train=True, seed=seed, device=self.device
         )
         self.timer = Timer(self.device, repeats, seconds)
-        self._run: Any = None  # the step as its device runs it best, once it is prepared
+        self._run: Any = None  # the step, compiled and captured, once it is prepared
         self._steps = 0
 
     def measure(self) -> dict:
-        """Everything, in the order that the docs describe; see docs/performance.md for the meaning of each figure."""
+        """Measure everything; see docs/performance.md for the meaning of each figure."""
         cached = self._cache_batches()
         flops = count_flops(self.step, cached[0])
         measured = {"decode": self._decode(), "load": self._load(), "copy": self._copy(cached[0])}
@@ -105,7 +105,7 @@ class Throughput:
         }
 
     def end_to_end(self) -> Rate:
-        """Training alone: the step fed by the loader. The first call prepares the step."""
+        """Training as a whole: the step with batches from the loader. The first call prepares the step."""
         batches = self._batches()
         self._run = self._run or prepare_step(self.step, next(batches))
         try:
@@ -114,7 +114,7 @@ class Throughput:
             batches.close()
 
     def memory(self) -> dict[str, int]:
-        """Peaks in bytes: of this process, and what the step took of the GPU."""
+        """Peak memory in bytes: of this process, and of the GPU during the step."""
         peak = {"host_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
         if self.device.type == "cuda":
             peak["gpu_bytes"] = torch.cuda.max_memory_reserved(self.device)
@@ -146,7 +146,7 @@ class Throughput:
         return worker_count(self.config.data)
 
     def _batches(self) -> Generator[Batch]:
-        """Epoch after epoch."""
+        """Batches of the loader, epoch after epoch."""
         for epoch in itertools.count():
             self.loader.set_epoch(epoch)
             yield from self.loader
@@ -158,10 +158,10 @@ class Throughput:
         return cached
 
     def _train(self, batch: Batch) -> int:
-        """A step with all that the loop does around it; returns the batch's images."""
+        """A step with everything that the training loop does around it; returns the number of images."""
         if self._steps % self.config.train.log_every == 0 and self._steps:
             self.step.metrics.read()
-        # The rates of a warm-up's beginning: untrained weights stay finite for as long as this takes.
+        # Low rates, as at the start of warm-up, keep untrained weights finite during the measurement.
         optim: Any = self.config.optim  # nothing in it is null
         self.step.set_schedule(0, 0.01 * optim.lr, 0.01 * self.config.eval.probe_lr, tau=0.99)
         self._run(batch)
@@ -172,7 +172,7 @@ class Throughput:
         return self.step.views(batch.pixels, batch.size, batch.index)
 
     def _decode(self) -> Rate | None:
-        """libjpeg-turbo on the samples, at the scales and with the number of threads of the loader."""
+        """libjpeg-turbo alone, with the loader's samples, scales and number of threads."""
         path = self.packed.dir / "train.beton"
         if self.packed.format != "ffcv" or not read_table(path).jpeg.any():
             return None
@@ -195,7 +195,7 @@ class Throughput:
             batches.close()
 
     def _copy(self, batch: Batch) -> Rate | None:
-        """A batch from pinned memory to the device; nothing is copied where its pixels live or are decoded there."""
+        """Copy a batch from pinned memory to the device; None if its pixels are already there or are decoded there."""
         if self.device.type != "cuda" or not self.loader.copies:
             return None
         pinned = [part.cpu().pin_memory() for part in batch]
@@ -208,7 +208,7 @@ class Throughput:
         return self.timer.rate(copy)
 
     def _floors(self, batch: Batch, flops: float, stages: dict[str, Rate]) -> tuple[dict, dict[str, float]]:
-        """What the hardware was measured to give, and the images per second that each part of it allows."""
+        """The measured limits of the hardware, and the images per second that each of them allows."""
         amp = resolve_amp(self.config.train.amp, self.device) or torch.float32
         matrix, memory = matrix_rate(self.timer, amp), memory_bandwidth(self.timer)
         images = len(batch.index)
@@ -227,7 +227,7 @@ class Throughput:
         return hardware, floors
 
     def _split(self, batch: Batch) -> dict[str, float]:
-        """Milliseconds per batch of the parts of the step behind the augmentation, each measured alone.
+        """Milliseconds per batch of the parts of the step after the augmentation, each measured alone.
 
         ``network`` is ``forward`` (the method: networks and loss) and ``backward`` together.
         """
@@ -247,7 +247,7 @@ class Throughput:
         }
 
     def _alone(self, work: Callable[[], object], batch: Batch) -> Rate:
-        """``work`` on ``batch``, on a GPU captured as it is in the step."""
+        """Time ``work``, which processes ``batch``; on a GPU captured, as in the step."""
         run, images = replayable(work, self.device), len(batch.index)
 
         def call() -> int:
@@ -257,7 +257,7 @@ class Throughput:
         return self.timer.rate(call)
 
     def _augment_costs(self, batch: Batch) -> dict[str, float]:
-        """The share of the augmentation's time that goes away with each of its config keys' operations."""
+        """For each config key, the share of the augmentation's time that its operation takes."""
         seed, image_size = self.config.train.seed, self.config.data.image_size
         off = {"jitter": 0.0, "gray": 0.0, "blur": (0.0, 0.0), "solarize": (0.0, 0.0)}
 
@@ -268,7 +268,7 @@ class Throughput:
 
         whole = milliseconds()
         costs = {f"augment.{key}": 1 - milliseconds(**{key: value}) / whole for key, value in off.items()}
-        # What remains with everything off is the crop, whose cost follows the canvas, and normalisation.
+        # With everything off there remain normalisation and the crop, whose cost depends on the canvas.
         return costs | {"data.canvas": milliseconds(**off) / whole}
 
 

@@ -1,4 +1,4 @@
-"""Timing: warmed up, then several blocks of many calls each; the median and how far the blocks lie apart."""
+"""Timing: a warm-up, then several blocks of calls; the median of the blocks and their spread."""
 
 import statistics
 import time
@@ -22,8 +22,8 @@ class Rate:
     low: float
     high: float
     repeats: int  # blocks
-    milliseconds: float  # a call, in the median block
-    cpu_cores: float  # that this process (not its worker processes) kept busy, in the median block
+    milliseconds: float  # per call, in the median block
+    cpu_cores: float  # kept busy by this process without its worker processes, in the median block
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Timer:
     """Times functions that may leave work queued on ``device``.
 
     Args:
-        repeats: blocks.
-        seconds: that a block should last; a block is at least one call.
+        repeats: number of blocks.
+        seconds: how long a block should last; it has at least one call.
     """
 
     device: torch.device
@@ -44,7 +44,7 @@ class Timer:
         return self.rates({"": call})[""]
 
     def rates(self, calls: Mapping[str, Callable[[], float]]) -> dict[str, Rate]:
-        """Time several, a block of each in turn, so that whatever else the machine does meets them all."""
+        """Time several calls, a block of each in turn, so that other work on the machine affects all alike."""
         counts = {name: self._calls_a_block(call) for name, call in calls.items()}
         blocks: dict[str, list[tuple[float, float, float]]] = {name: [] for name in calls}
         for _ in range(self.repeats):
@@ -53,7 +53,7 @@ class Timer:
         return {name: self._summary(blocks[name], counts[name]) for name in calls}
 
     def _calls_a_block(self, call: Callable[[], float]) -> int:
-        """Warm up, and see how many calls last ``seconds``."""
+        """Warm up, then find how many calls last ``seconds``."""
         for _ in range(_FIRST_CALLS if self.device.type == "cuda" else 1):
             call()
         calls = 1
@@ -73,7 +73,7 @@ class Timer:
         )
 
     def _block(self, call: Callable[[], float], calls: int) -> tuple[float, float, float]:
-        """How much was done, seconds on the clock, seconds of all cores."""
+        """How much was done, elapsed seconds, and CPU seconds."""
         self._synchronize()
         started, busy = time.perf_counter(), time.process_time()
         done = sum(call() for _ in range(calls))
@@ -86,8 +86,8 @@ class Timer:
 
 
 def replayable(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """``work`` as the training step runs it: on a GPU captured as a graph and replayed, so that launching it costs
-    nothing; elsewhere as it is."""
+    """``work`` as the training step runs it: on a GPU captured as a CUDA graph and replayed, to avoid the cost
+    of launching kernels; on a CPU unchanged."""
     if device.type != "cuda":
         return work
     stream = torch.cuda.Stream(device)

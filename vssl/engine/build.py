@@ -1,4 +1,4 @@
-"""From a config to the step that a run takes, as its device runs it best."""
+"""Build the training step from a config, and prepare it for its device (compiled, captured)."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ __all__ = ["build_step", "make_views", "prepare_step"]
 
 
 def make_views(augment: Augment, seed: int) -> MakeViews:
-    """The function that gives the step the two views that ``augment`` draws."""
+    """The function with which the step makes the two views of ``augment``."""
 
     def make(pixels: Tensor, size: Tensor, index: Tensor, epoch: Tensor) -> Tensor:
         return augment.views(pixels, size, index, seed, epoch)
@@ -37,7 +37,7 @@ def build_step(
     world: World | None = None,
     views: MakeViews | None = None,
 ) -> TrainStep:
-    """The step of a resolved config on fresh weights, drawn from ``train.seed`` or read from ``model.weights``.
+    """The step of a resolved config, its weights drawn from ``train.seed`` or read from ``model.weights``.
 
     Args:
         views: makes the views; None: the augmentation that the config describes.
@@ -55,8 +55,8 @@ def build_step(
 
 
 def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
-    """``step`` as its device runs it best, for batches like ``batch``: compiled as configured, captured on a GPU of a
-    single process."""
+    """``step``, prepared for batches like ``batch``: compiled as configured, and captured as a CUDA graph if it runs on
+    a GPU in a single process."""
     wanted = step.config.train.compile
     if wanted or (wanted is None and step.epoch.is_cuda):
         compile_step(step, batch)

@@ -13,23 +13,23 @@ WARM_UP = 3  # calls that run as usual first: lazy initialisation, compilation a
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """Record what ``work`` does on ``stream`` as a graph, without doing it; it has run ``WARM_UP`` times before."""
+    """Record what ``work`` does on ``stream`` as a graph, without executing it; first call it ``WARM_UP`` times."""
     graph = torch.cuda.CUDAGraph()
-    # Loaders allocate and wait in threads of their own meanwhile.
+    # thread_local: loader threads may allocate memory and wait for the device during the capture.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         work()
     return graph
 
 
 class CapturedStep:
-    """Runs ``step``; after ``WARM_UP`` full batches by replaying a graph.
+    """Runs ``step`` directly for ``WARM_UP`` full batches, and from then on replays a graph of it.
 
-    Every step is a training step, the warm-up ones too. A batch of another size (the last of an epoch with
-    ``data.drop_last=false``) is never captured: it runs as usual, whenever it comes.
+    The warm-up steps train too. A batch of another size (the last of an epoch with
+    ``data.drop_last=false``) is never captured: it runs directly.
 
     Args:
         step: trains on a batch.
-        images: of a full batch on this process.
+        images: number of images of a full batch on this process.
     """
 
     def __init__(self, step: Callable[[Batch], None], images: int) -> None:
@@ -41,7 +41,7 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
-        """Whether full batches are replayed by now."""
+        """Whether the graph exists, so that full batches are replayed."""
         return self._graph is not None
 
     def __call__(self, batch: Batch) -> None:
@@ -54,7 +54,7 @@ class CapturedStep:
             torch._foreach_copy_(list(self._static), list(batch))
             self._graph.replay()
             return
-        # On the stream of the capture, so that the gradients' memory belongs to it.
+        # On the capture's stream, so that the gradients are allocated on it.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self.step(batch)

@@ -1,4 +1,4 @@
-"""Saving that never loses what is complete, and exact resume."""
+"""Checkpoints: written completely or not at all, verified when read; and the export of the backbone."""
 
 import re
 import sys
@@ -23,7 +23,7 @@ _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values, on the CPU, after its checksums were compared; nothing in the file is
+    """A checkpoint's tensors and plain values, on the CPU. Its checksums are verified first, and no code in the file is
     executed.
 
     Raises:
@@ -34,13 +34,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise UserError(f"{path} is not a whole checkpoint: the checksum of {damaged} is another")
+            raise UserError(f"{path} is not a whole checkpoint: the checksum of {damaged} does not match")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
-    except Exception as error:  # torch.load raises many kinds for a torn or foreign file
+    except Exception as error:  # torch.load raises many kinds for an incomplete file or one of another kind
         raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
     if not isinstance(state, dict) or "step" not in state or "method" not in state:
         raise UserError(f"{path} is not a checkpoint of this version of the program")
@@ -54,7 +54,7 @@ class Checkpoints:
         self.directory, self.keep = directory, keep
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
+        """All checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
         return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
@@ -67,8 +67,8 @@ class Checkpoints:
         return path
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint; a torn newer one is passed over with a line on standard error. None if there are
-        no checkpoints at all.
+        """The newest whole checkpoint; damaged newer ones are skipped, each with a line on standard error. None if
+        there are no checkpoints at all.
 
         Raises:
             UserError: there are checkpoints, but none is whole.
@@ -89,14 +89,14 @@ class Checkpoints:
 def _save(state: dict[str, Any], path: Path) -> None:
     try:
         torch.save(state, path)
-    except RuntimeError as error:  # its writer's word for a write that failed
-        raise OSError("the file system took only a part of it, is the disk full?") from error
+    except RuntimeError as error:  # what torch's writer raises when a write fails
+        raise OSError("only a part could be written; is the disk full?") from error
 
 
 def export_backbone(weights: dict[str, Tensor], path: Path) -> None:
     """Write a backbone's state dict as safetensors with torchvision's keys, without ``fc``.
 
-    Nothing but tensors goes in (no date, path or host): the same training gives the same bytes.
+    The file holds only tensors (no date, path or host name), so that the same training gives the same bytes.
     """
     from safetensors.torch import save
 

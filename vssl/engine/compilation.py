@@ -1,4 +1,4 @@
-"""Compiling the step, with a fall-back to eager that says why."""
+"""Compile the step; where that fails, run it eager and say why."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ __all__ = ["compile_step"]
 
 
 def compile_step(step: TrainStep, batch: Batch) -> bool:
-    """Compile ``step`` for batches like ``batch``, forward and backward, without training on it.
+    """Compile forward and backward of ``step`` for batches like ``batch``, without training on ``batch``.
 
     Where the compiler fails (no C++ compiler, an operation it does not know), the step stays eager and one line on
     standard error says why.

@@ -1,4 +1,4 @@
-"""``Config``, the sum of all options, and what ``null`` in it means."""
+"""``Config``, all options together, and what ``null`` in it means."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class TrainConfig:
         0, "progressive resolution: side of a view in the first quarter of the epochs; 0: off", low=0
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
-    compile: bool | None = option(None, "torch.compile the step; null: on GPUs yes, on CPUs no")
+    compile: bool | None = option(None, "compile the step with torch.compile; null: on GPUs only")
     amp: Literal["auto", "bf16", "fp16", "off"] = option(
         "auto", "auto: bf16 on GPUs that have it, fp16 on others, off on CPUs"
     )
@@ -35,7 +35,7 @@ class TrainConfig:
         1, "split every batch into this many micro-batches (BatchNorm then sees a micro-batch)", low=1
     )
     clip_grad: float = option(0.0, "largest global gradient norm; 0: no clipping", low=0.0)
-    seed: int = option(0, "of weights, order, views and noise", low=0, high=2**31 - 1)
+    seed: int = option(0, "seed of the weights, the order of images, the views and the noise", low=0, high=2**31 - 1)
     log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
 
 
@@ -44,15 +44,15 @@ class CheckpointConfig:
     """When to save."""
 
     every_steps: int = option(0, "steps between two checkpoints; 0: one at the end of each epoch", low=0)
-    every_minutes: float = option(0.0, "save whenever the last checkpoint is this old; 0: never for that", low=0.0)
-    keep: int = option(2, "newest checkpoints kept", low=1)
+    every_minutes: float = option(0.0, "save when the last checkpoint is this old; 0: off", low=0.0)
+    keep: int = option(2, "how many of the newest checkpoints are kept", low=1)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Where results go."""
 
-    dir: str = option("runs/run", "run directory; it must not hold a run yet, unless that is resumed")
+    dir: str = option("runs/run", "run directory; it must not hold a run yet, unless you resume it")
 
 
 def _method_options() -> dict[str, type[MethodOptions]]:
@@ -80,8 +80,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def resolve(config: Config) -> Config:
-    """The config with every ``null`` that the method's recipe answers filled in, so that changing ``method.name`` alone
-    gives a fair run."""
+    """The config with every ``null`` replaced by the value of the method's recipe, so that changing ``method.name``
+    alone gives a fair comparison."""
     method = find_method(config.method.name)
     recipe = method.recipe(config.method, small_images=config.data.image_size <= SMALL_IMAGE)
     optim = {"name": recipe.optimizer, "lr": recipe.lr, "weight_decay": recipe.weight_decay}

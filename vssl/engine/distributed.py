@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun starts them: who is who, what they tell each other, how they end together."""
+"""The processes of one run, as torchrun starts them: their ranks, what they exchange, and how they end together."""
 
 import contextlib
 import os
@@ -15,11 +15,11 @@ from vssl.collectives import gather_equal
 
 __all__ = ["World", "join_world"]
 
-_FAREWELL = timedelta(seconds=20)  # how long a failing process waits for the others to hear of it
+_FAREWELL = timedelta(seconds=20)  # how long a failing process waits until the others know of it
 
 
 class _PeerFailedError(Exception):
-    """Another process failed and says why; this one has only to end. ``code``: its exit code."""
+    """Another process failed and reports why; this one only has to end. ``code``: the exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__("another process of this run failed")
@@ -27,15 +27,15 @@ class _PeerFailedError(Exception):
 
 
 class World:
-    """This process among all of the run. ``World()`` is a process alone, for which every method does nothing.
+    """This process and its place among those of the run. ``World()`` is a single process, which exchanges nothing.
 
-    What the host must agree on goes over gloo, on a group of its own, so that the device's queue never waits for it and
-    a process that fails can say so whatever the others are doing. All methods but ``claim`` are collective: every
-    process calls them in the same order. Those named in the second group raise (and end the process quietly)
-    when another process has failed.
+    Decisions of the host (stop, failure) use a gloo group of their own. So the device's queue never waits for them, and
+    a failing process can report it whatever the others are doing. All methods but ``claim`` and ``fail`` are
+    collective: every process calls them in the same order. ``agree`` and the methods that call it end this process
+    quietly when another one has failed.
 
     Attributes:
-        rank, size, local_rank: of this process; ``size`` processes in all, ``local_rank`` counts on this machine.
+        rank, size, local_rank: the number of this process, of all processes, and its number on this machine.
         restarts: how often torchrun has restarted the processes (``--max-restarts``).
     """
 
@@ -52,21 +52,21 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes, logs and exports."""
+        """Whether this process is the one that writes, logs and exports."""
         return self.rank == 0
 
     def claim(self, device: torch.device) -> None:
-        """Make this process's own GPU the current one. Raises UserError if the machine has fewer than processes."""
+        """Select this process's own GPU. Raises UserError if the machine has fewer GPUs than processes."""
         if self.size > 1 and device.type == "cuda":
             if self.local_rank >= torch.cuda.device_count():
                 raise UserError(
-                    f"--nproc-per-node asks for a GPU each, here are {torch.cuda.device_count()}: "
+                    f"every process needs a GPU of its own, this machine has {torch.cuda.device_count()}: "
                     "start fewer processes, or set train.device=cpu"
                 )
             torch.cuda.set_device(self.local_rank)
 
     def agree(self, signal: int = 0) -> int:
-        """Wait for every process; the greatest of their ``signal``s, so that all act on it at the same place."""
+        """Wait for every process and return the greatest of their ``signal``s, so that all react at the same step."""
         if self.size == 1:
             return signal
         signal, user_error, crash = self._vote(signal, 0, 0)
@@ -75,7 +75,7 @@ class World:
         return signal
 
     def broadcast(self, value: Any) -> Any:
-        """The leading process's ``value`` (others pass anything)."""
+        """The first process's ``value``; what the others pass is ignored."""
         if self.size == 1:
             return value
         self.agree()
@@ -84,7 +84,7 @@ class World:
         return values[0]
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over the processes of numbers of the same names."""
+        """Means over the processes, name by name; the names are the same on all."""
         if self.size == 1:
             return values
         self.agree()
@@ -93,7 +93,7 @@ class World:
         return dict(zip(values, (sums / self.size).tolist(), strict=True))
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over the processes of tensors of one shape, on their device."""
+        """Elementwise sum over the processes, in place, of tensors of one shape on their device."""
         if self.size > 1:
             self.agree()
             dist.all_reduce(values)
@@ -136,22 +136,22 @@ class World:
         return votes.tolist()
 
     def fail(self, error: BaseException) -> bool:
-        """Tell the others that this process ends with ``error``; whether it is the one to report it: the first of
-        those with an error of the user's, and every one that crashed."""
+        """Tell the others that this process ends with ``error``, and return whether it should report it. Of the
+        processes with a ``UserError`` only the first one reports; a process that crashed always does."""
         mine = self.size - self.rank if isinstance(error, UserError) else 0
         try:
             _, first, _ = self._vote(0, mine, int(mine == 0), _FAREWELL)
-        except RuntimeError:  # the others do not listen (any more)
+        except RuntimeError:  # the others have ended or do not answer
             return True
         return mine in (0, first)
 
 
 @contextlib.contextmanager
 def join_world() -> Iterator[World]:
-    """This process's ``World``: alone, or with the others that torchrun started beside it.
+    """This process's ``World``: a single process, or one of those that torchrun started.
 
-    Processes other than the first are silent. A ``UserError``, on however many processes, is raised on one and ends all
-    with exit code 2; other exceptions are raised where they happened and end the others with 1.
+    Only the first process prints. A ``UserError`` is raised on one process, however many have it, and ends all of
+    them with exit code 2. Other exceptions are raised where they happen and end the other processes with 1.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -159,8 +159,9 @@ def join_world() -> Iterator[World]:
         return
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store, rank, _ = next(dist.rendezvous("env://"))
-    # torchrun keeps one store for all its attempts, with dead processes' addresses in it. Each machine's
-    # torchrun counts restarts for itself: only on a single one is the count a name that all agree on.
+    # torchrun keeps one store for all its attempts, which still holds the addresses of dead processes: each attempt
+    # needs its own prefix. Every machine's torchrun counts restarts for itself, so that the count is a common name
+    # only on a single machine.
     if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size:
         store = dist.PrefixStore(f"attempt-{restarts}", store)
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
@@ -175,8 +176,8 @@ def join_world() -> Iterator[World]:
     try:
         with contextlib.nullcontext() if world.is_main else _silence():
             yield world
-            world.agree()  # nobody leaves while another still works
-    except SystemExit:  # argparse's, the same everywhere
+            world.agree()  # no process leaves while another one still works
+    except SystemExit:  # from argparse, the same on every process
         raise
     except _PeerFailedError as failure:
         raise SystemExit(failure.code) from None

@@ -1,4 +1,4 @@
-"""What would be needed to repeat a run: versions, hardware, world size, the commit and what it lacks."""
+"""What one needs to repeat a run: versions, hardware, world size, commit and uncommitted changes."""
 
 import hashlib
 import os
@@ -12,8 +12,8 @@ import torch
 
 __all__ = ["CHECKOUT", "Commit", "describe_environment", "read_commit"]
 
-CHECKOUT = Path(__file__).resolve().parents[2]  # of this program
-_LARGEST_SOURCE = 2**16  # bytes
+CHECKOUT = Path(__file__).resolve().parents[2]  # the root of this program's source
+_LARGEST_SOURCE = 2**16  # bytes; larger untracked files are data
 
 _PACKAGES = ("torch", "torchvision", "numpy", "ffcv", "nvidia-dali-cuda130", "triton", "pillow")
 
@@ -30,15 +30,15 @@ class Commit(NamedTuple):
     """Which source code ran."""
 
     commit: str | None  # the full hash; None outside a git checkout
-    dirty: str | None  # SHA-256 of what was not committed; None: nothing
+    dirty: str | None  # SHA-256 of the uncommitted changes; None: there are none
 
 
 def read_commit(root: Path = CHECKOUT) -> Commit:
     """The commit of the git checkout at ``root``, and a digest of its uncommitted changes.
 
-    The digest is that of ``git diff HEAD`` followed by the names and contents of the untracked files that git does not
-    ignore; of those over 64 KiB, which are data and no source, the size instead of the content. ``results/`` and
-    ``docs/`` do not count: no program runs them, and measuring writes there.
+    The digest covers ``git diff HEAD`` and the names and contents of the untracked files that git does not ignore. For
+    files over 64 KiB, which are data and not source, it takes the size instead of the content. ``results/`` and
+    ``docs/`` do not count, because no program runs them and measurements write there.
     """
 
     def git(*words: str) -> bytes:
@@ -47,7 +47,7 @@ def read_commit(root: Path = CHECKOUT) -> Commit:
     where = ("--", ".", ":(exclude)results", ":(exclude)docs")
     try:
         if Path(os.fsdecode(git("rev-parse", "--show-toplevel").rstrip(b"\n"))) != root.resolve():
-            return Commit(None, None)  # a copy that lies in another project's checkout
+            return Commit(None, None)  # a copy inside another project's checkout
         commit = git("rev-parse", "HEAD").decode().strip()
         changes = git("diff", "HEAD", "--binary", "--no-ext-diff", "--no-color", *where)
         untracked = git("ls-files", "--others", "--exclude-standard", "-z", *where).split(b"\0")[:-1]
@@ -62,7 +62,7 @@ def read_commit(root: Path = CHECKOUT) -> Commit:
 
 
 def _content(path: Path) -> bytes:
-    """What stands for an untracked path in the digest: of a link, where it points."""
+    """What an untracked path adds to the digest: content, size or, for a link, its target."""
     if path.is_symlink():
         return os.fsencode(path.readlink())
     if not path.is_file():

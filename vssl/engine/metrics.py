@@ -17,9 +17,9 @@ __all__ = ["MeanAccumulator", "MetricsWriter"]
 
 
 class MeanAccumulator:
-    """Running means of named scalars, on their device: adding costs no host sync, reading costs one.
+    """Running means of named scalars, on their device. Adding needs no host sync, reading needs one.
 
-    Everything is in place, so that a captured step may do the adding.
+    ``add`` works in place, so that it can be part of a captured step.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class MeanAccumulator:
         self._total: Tensor | None = None  # sums, then the count
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Scalars, the same names every time."""
+        """Add scalars; the names must be the same every time."""
         scalars = [value.detach().float() for value in values.values()]
         row = torch.stack([*scalars, torch.ones_like(scalars[0])])
         if self._total is None:
@@ -43,18 +43,18 @@ class MeanAccumulator:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """A killed process, or a full disk, may have left half a line at the end."""
+    """Remove an incomplete last line, left by a killed process or a full disk."""
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
 class MetricsWriter:
-    """One JSON object per line in ``metrics.jsonl``; TensorBoard events where it is installed; a bar on a terminal.
+    """One JSON object per line in ``metrics.jsonl``; TensorBoard events if installed; a progress bar on a terminal.
 
     Args:
         directory: the run directory.
-        steps, done: of the whole run, and how many of them are behind us.
+        steps, done: number of steps of the whole run, and of those already taken.
     """
 
     def __init__(self, directory: Path, steps: int, done: int) -> None:

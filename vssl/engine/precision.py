@@ -1,4 +1,4 @@
-"""Where and how precisely to compute: device and automatic mixed precision."""
+"""Device and automatic mixed precision."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ __all__ = ["LossScale", "autocast", "resolve_amp", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one. Raises UserError for ``cuda`` without a GPU."""
+    """``auto`` means a GPU if there is one. Raises UserError for ``cuda`` without a GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -22,7 +22,7 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
     """The dtype to autocast to, or None. ``auto``: bf16 on GPUs that have it, fp16 on others, off on CPUs (few have
-    units for bf16, and without them it is many times slower). Raises UserError for fp16 on a CPU."""
+    bf16 units, and without them bf16 is many times slower). Raises UserError for fp16 on a CPU."""
     if name == "auto":
         if device.type == "cpu":
             return None
@@ -33,15 +33,15 @@ def resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Callable[[], AbstractContextManager]:
-    """A function that gives the autocast context (one that does nothing for None)."""
-    # The cache of cast weights would outlive a captured graph's replays.
+    """A function that returns the autocast context; for None, one that does nothing."""
+    # No cache: a captured graph would replay with the cached casts of old weights.
     return lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 class LossScale:
-    """Dynamic loss scaling for fp16, wholly on the device: torch.amp.GradScaler's rule without its host-side step.
+    """Dynamic loss scaling for fp16 by the rule of torch.amp.GradScaler, but entirely on the device.
 
-    Without fp16 the scale is 1 and never moves.
+    Without fp16 the scale stays 1.
     """
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
@@ -51,7 +51,7 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """Whether halving it has not helped: what is not finite is then not the scale's doing. A host sync."""
+        """Whether the scale fell below 1: then it is not the scale that makes values overflow. Needs a host sync."""
         return self.enabled and self.scale.item() < 1.0
 
     def update(self, found_inf: Tensor) -> None:

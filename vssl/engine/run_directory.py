@@ -1,4 +1,4 @@
-"""The run directory: who may write there, and what a run leaves behind."""
+"""The run directory: one process may train there, and a run writes its files there."""
 
 import fcntl
 import json
@@ -19,11 +19,11 @@ class RunDirectory:
 
     Args:
         config: resolved.
-        resume: None: a fresh run; ``auto``: the newest checkpoint here, or afresh; else a checkpoint's path.
+        resume: None: a new run; ``auto``: the newest checkpoint here, or a new run if none; else a checkpoint's path.
 
     Attributes:
         path: the directory.
-        checkpoints: those in it.
+        checkpoints: the checkpoints in it.
 
     Raises:
         UserError: the directory holds a run and ``resume`` is None, or another process trains there.
@@ -34,8 +34,8 @@ class RunDirectory:
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # The kernel lets go of the lock when its process dies, however it dies.
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held as long as the run)
+            # The kernel releases the lock when the process dies, however it dies.
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (open during the whole run)
         except OSError as error:
             raise UserError(f"cannot use run.dir={self.path}: {error.strerror}") from error
         try:
@@ -46,14 +46,14 @@ class RunDirectory:
         if resume is None and holds_run:
             raise UserError(f"run.dir={self.path} already holds a run; continue it with --resume auto, or name another")
         for folder in (self.path, self.checkpoints.directory):
-            for leftover in folder.glob(".*.tmp-[0-9]*"):  # of a process killed while it wrote
+            for leftover in folder.glob(".*.tmp-[0-9]*"):  # left by a process killed while writing
                 leftover.unlink()
 
     def load(self) -> dict[str, Any] | None:
-        """The checkpoint to continue from, or None. It is not kept here: it is as large as everything that is trained.
+        """The checkpoint to continue from, or None. It is not kept here, because it is as large as the training state.
 
         Raises:
-            UserError: no such checkpoint, or none that is whole.
+            UserError: there is no such checkpoint, or all are damaged.
         """
         if self._resume == "auto":
             return self.checkpoints.newest()
@@ -66,5 +66,5 @@ class RunDirectory:
         write_atomically(self.path / "environment.json", lambda path: path.write_text(text))
 
     def close(self) -> None:
-        """Let another process train here."""
+        """Release the lock, so that another process can train here."""
         self._lock.close()

@@ -24,19 +24,19 @@ from vssl.optim import build_optimizer, load_optimizer, set_learning_rate
 
 __all__ = ["MakeViews", "TrainStep", "Update"]
 
-# (pixels, size, index, epoch), the first three as in ``Batch``, to both views, float32 [2B, 3, S, S].
+# From (pixels, size, index, epoch), the first three as in ``Batch``, to both views, float32 [2B, 3, S, S].
 MakeViews = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Update(NamedTuple):
-    """What became of a step."""
+    """The outcome of a step."""
 
     good: Tensor  # bool, a scalar: loss and gradients were finite
     grad_norm: Tensor  # float32, a scalar: the global norm of the method's gradients
 
 
 class _Learners(nn.Module):
-    """All that is trained behind one call: DistributedDataParallel wants exactly one before each backward pass."""
+    """Everything that is trained, in one module: DistributedDataParallel needs one call before each backward pass."""
 
     def __init__(self, method: Method, probe: OnlineProbe | None) -> None:
         super().__init__()
@@ -54,19 +54,19 @@ class _Learners(nn.Module):
 
 
 class TrainStep:
-    """All that a step changes, and the step itself.
+    """The training step and everything that it changes.
 
     A step whose loss or gradient is not finite changes neither weights, optimizer state, teacher nor buffers; ``watch``
-    notes it instead, for the log branch to read.
+    counts it instead, and the trainer reads the count when it logs.
 
     Args:
         config: resolved.
-        make_views: makes the two views; ``set_views`` gives another.
-        method: on the device, channels_last.
+        make_views: makes the two views; ``set_views`` replaces it.
+        method: on the device, in channels_last format.
         probe: the online probe, or None.
         amp: dtype to autocast to, or None.
-        world: the processes that share every batch equally: gradients are averaged over them while backward still
-            runs, and all of them stay equal in weights, optimizer state, teacher and buffers.
+        world: the processes, each of which takes an equal part of every batch. Gradients are averaged over them while
+            backward still runs, and weights, optimizer state, teacher and buffers stay equal on all of them.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class TrainStep:
         self.optimizer = build_optimizer(
             [method], optim.name, torch.zeros((), device=device), optim.weight_decay, optim.momentum, optim.eta
         )
-        self.probe_optimizer: Any = None  # without a probe
+        self.probe_optimizer: Any = None  # None without a probe
         if probe is not None:
             self.probe_optimizer = build_optimizer([probe], "sgd", torch.zeros((), device=device), 0.0, 0.9, 0.0)
         self.metrics = MeanAccumulator()
-        # What changes from step to step enters as tensors, so that a compiled or captured step sees it.
+        # Values that change from step to step are tensors: a compiled or captured step reads their current content.
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
         self.ema_rate = torch.zeros((), device=device)  # 1 - tau
         self.watch = Watch(config.data.batch_size // self.world.size, device)
@@ -101,22 +101,22 @@ class TrainStep:
         if self.world.size > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for it
-                # Buffers are no business of it: they are synchronised as they come, or averaged in the update.
+                # DDP need not send buffers: they are synchronised when computed, or averaged in ``update``.
                 self._learners = DistributedDataParallel(
                     self._learners, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
         self.set_views(make_views)
 
     def set_views(self, make_views: MakeViews) -> None:
-        """Make the views with another function from now on, not compiled."""
+        """From now on make the views with another function; nothing is compiled then."""
         self._plain_views = make_views
         self.eager()
 
     def compile(self) -> None:
-        """Compile the augmentation, and forward with loss, into one graph each.
+        """Compile the augmentation into one graph, and the forward pass with the loss into another.
 
-        Nothing is compiled before the first batch arrives. Several processes compile the augmentation alone: forward
-        and backward exchange statistics and gradients, and a compiler that failed in one would leave others waiting.
+        Nothing is compiled before the first batch arrives. Several processes compile only the augmentation: forward
+        and backward exchange statistics and gradients, and if compiling failed in one process, the others would wait.
         """
         self.compiled = True
         if self.world.size == 1:
@@ -124,12 +124,12 @@ class TrainStep:
         self._make_views = torch.compile(self._plain_views, fullgraph=True, dynamic=False)
 
     def eager(self) -> None:
-        """Take ``compile`` back."""
+        """Undo ``compile``."""
         self.compiled = False
         self._make_views, self._forward = self._plain_views, self._learners
 
     def warm_up(self, batch: Batch) -> None:
-        """Run what ``compile`` compiles, without training; nothing in it waits for another process."""
+        """Run what ``compile`` compiles, without training and without waiting for other processes."""
         if self.world.size == 1:
             self.backward(batch)
         else:
@@ -137,7 +137,7 @@ class TrainStep:
             self.views(pixels, size, index)
 
     def set_schedule(self, epoch: int, lr: float, probe_lr: float, tau: float) -> None:
-        """Write the step's epoch, learning rates and teacher's momentum into the tensors that the step reads."""
+        """Write epoch, learning rates and the teacher's momentum into the tensors that the step reads."""
         self.epoch.fill_(epoch)
         set_learning_rate(self.optimizer, lr)
         if self.probe_optimizer is not None:
@@ -145,7 +145,7 @@ class TrainStep:
         self.ema_rate.fill_(1.0 - tau)
 
     def __call__(self, batch: Batch) -> None:
-        """Train on a batch; its metrics go to ``metrics``."""
+        """Train on a batch; its metrics are added to ``metrics``."""
         torch.cat(self._buffers, out=self._saved_buffers)
         metrics = self.backward(batch)
         update = self.update(metrics["loss"])
@@ -154,7 +154,7 @@ class TrainStep:
 
     @contextlib.contextmanager
     def ready_views(self, views: Sequence[Tensor]) -> Iterator[None]:
-        """Let the step find the views of its micro-batches made already, those given in turn: for measurements."""
+        """For measurements: the step takes ``views`` in turn for its micro-batches instead of making them."""
         made, before = itertools.cycle(views), self._make_views
         self._make_views = lambda *_: next(made)
         try:
@@ -163,7 +163,7 @@ class TrainStep:
             self._make_views = before
 
     def forward(self, batch: Batch) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Loss (with its graph) and detached scalars of each micro-batch: a step's first half, for measurements."""
+        """For measurements: the forward pass; loss (with its graph) and detached scalars of each micro-batch."""
         return [
             self._forward(self.views(pixels, size, index), index, labels, self.epoch)
             for pixels, size, labels, index in self._micro_batches(batch)
@@ -173,7 +173,7 @@ class TrainStep:
         return list(zip(*(part.chunk(self.config.train.accumulate) for part in batch), strict=True))
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of a batch, micro-batch by micro-batch, times the loss scale; returns the mean of their metrics."""
+        """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.zero_grad(set_to_none=False)
         parts = self.config.train.accumulate
@@ -188,7 +188,7 @@ class TrainStep:
         return dict(zip(metrics, torch._foreach_div(totals, parts), strict=True))
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
-        """Processes exchange gradients in the last micro-batch of a step only."""
+        """Context in which processes exchange gradients only in the last micro-batch of a step."""
         return contextlib.nullcontext() if last or self.world.size == 1 else self._learners.no_sync()
 
     def views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class TrainStep:
 
     @torch.no_grad()
     def update(self, loss: Tensor) -> Update:
-        """Optimizers, moving average and buffers; nothing moves if the loss or a gradient is not finite."""
+        """Update weights, teacher and buffers; nothing changes if the loss or a gradient is not finite."""
         gradients = [w.grad for w in self._weights]
         norm = get_total_norm(gradients, foreach=True) / self.loss_scale.scale
         good = self.world.all(torch.isfinite(norm) & torch.isfinite(loss))
@@ -209,9 +209,9 @@ class TrainStep:
             if self.probe is not None:
                 torch._foreach_div_([w.grad for w in self.probe.parameters()], self.loss_scale.scale)
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
-            optimizer.found_inf = found_inf  # torch's fused optimizers and ours leave everything alone where it is 1
+            optimizer.found_inf = found_inf  # torch's fused optimizers and ours change nothing if it is 1
             optimizer.step()
-        if not self.config.model.sync_batchnorm:  # each process has its own
+        if not self.config.model.sync_batchnorm:  # each process has its own statistics
             self.world.average(self._buffers)
         kept = torch.where(good, torch.cat(self._buffers), self._saved_buffers)
         torch._foreach_copy_(self._buffers, kept.split([len(b) for b in self._buffers]))

@@ -1,4 +1,4 @@
-"""The training loop: build, resume, step, log, evaluate, save, export."""
+"""The training loop: build, resume, train, log, evaluate, save, export."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ from vssl.optim import Schedule
 
 __all__ = ["Stopped", "Trainer"]
 
-COLLAPSED = 0.05  # feature_std below this: untrained encoders have about 0.4, healthy ones 0.4 to 1
+COLLAPSED = 0.05  # a feature_std below this is a collapse; untrained encoders have about 0.4, healthy ones 0.4 to 1
 
 
 class Stopped(Exception):
@@ -44,8 +44,8 @@ class Stopped(Exception):
 
 
 def _check(config: Config, packed: Packed, world: World) -> None:
-    """Views must not shrink; and every process must get equally many images of every (micro-)batch: means and batch
-    statistics rely on it.
+    """Raise UserError if views would shrink, or if the processes would get unequal parts of a (micro-)batch: means and
+    batch statistics need equal parts.
     """
     if config.train.first_size > config.data.image_size:
         raise UserError(
@@ -73,16 +73,16 @@ def _check(config: Config, packed: Packed, world: World) -> None:
 
 
 class Trainer:
-    """A run, from its config to its exported backbone.
+    """A training run, from its config to the exported backbone.
 
     Args:
         config: as loaded; ``null`` values are resolved here.
-        resume: None, ``auto`` or a checkpoint's path, see ``RunDirectory``.
-        world: the processes of this run; the first of them alone opens the directory, writes and logs.
-        on_step: called with the trainer after every step, before what the step makes due (log, checkpoint, stop).
+        resume: None, ``auto`` or a checkpoint's path; see ``RunDirectory``.
+        world: the processes of this run; only the first one opens the directory, writes and logs.
+        on_step: called with the trainer after every step, before it logs, saves or stops.
 
     Raises:
-        UserError: whatever the user can put right.
+        UserError: something that the user can correct, such as a wrong config, damaged data or a used directory.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Trainer:
         world.claim(self.device)
         if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
             pack_digits_if_absent(DIGITS_DIR)
-        world.agree()  # the others of a machine wait for its digits
+        world.agree()  # the other processes of a machine wait until its digits are packed
         self.packed = open_packed(config.data.dir)
         _check(config, self.packed, world)
         self.directory = RunDirectory(config, resume) if world.is_main else None
@@ -118,30 +118,30 @@ class Trainer:
         self.step = 0
         self.knn_first: float | None = None
         self.knn_last: float | None = None
-        self._signal = self._stop = 0  # the signal noted here; the one that all processes act on
+        self._signal = self._stop = 0  # the signal that came to this process; the one that all act on
         self._saved_at = time.monotonic()
         self._alarmed = False
-        self._healthy: dict | None = None  # the last log line without a bad step
+        self._healthy: dict | None = None  # the last log line whose steps were all finite
         if state is not None:
             self._restore(state)
         elif resume == "auto":
-            print(f"no checkpoint in {config.run.dir}: starting afresh", file=sys.stderr)
+            print(f"no checkpoint in {config.run.dir}: starting a new run", file=sys.stderr)
         self._logged_step = self.step
 
     @property
     def epoch(self) -> float:
-        """Epochs behind us."""
+        """How many epochs are done."""
         return self.step / len(self.loader)
 
     def fit(self) -> None:
         """Train to the end, then export the backbone.
 
         Raises:
-            Stopped: SIGINT or SIGTERM came; the step was finished and everything saved.
+            Stopped: on SIGINT or SIGTERM, after the step is finished and everything is saved.
             UserError: the loss is no longer finite; the last good checkpoint is kept.
         """
         with self._signals(), contextlib.ExitStack() as closing:
-            closing.callback(lambda: self.loader.close())  # the last of them
+            closing.callback(lambda: self.loader.close())  # the current one: it may be replaced
             if self.directory is not None:
                 environment = describe_environment(self.device, self.world.size)
                 self.directory.describe(self.config, environment | {"derived": self._derived()})
@@ -158,7 +158,7 @@ class Trainer:
                 if self._resize():
                     run_step = None
                 for batch in self.loader:
-                    # Here every process has its batch, or has failed to get it; and all stop after the same step.
+                    # By now every process has its batch or failed to get it; all stop after the same step.
                     self._stop = self.world.agree(self._signal)
                     if run_step is None:
                         run_step = prepare_step(self.train_step, batch)
@@ -173,7 +173,7 @@ class Trainer:
             export_backbone(weights, self.directory.path / "backbone.safetensors")
 
     def _derived(self) -> dict:
-        """What follows from the config and the data, for ``environment.json``."""
+        """Values computed from the config and the data, for ``environment.json``."""
         batch = self.config.data.batch_size
         return {
             "learning_rate": self.schedule.lr,
@@ -184,7 +184,7 @@ class Trainer:
         }
 
     def _build_loader(self) -> Loader:
-        """Of the training images, for views of the present size."""
+        """The loader of the training images, for views of the current size."""
         config = self.config
         return build_loader(
             dataclasses.replace(config.data, image_size=self._side),
@@ -199,7 +199,7 @@ class Trainer:
         )
 
     def _resize(self) -> bool:
-        """Give the views the size of the present epoch; whether that is another."""
+        """Set the size of the views for the current epoch; returns whether it changed."""
         train, full = self.config.train, self.config.data.image_size
         side = view_side(self.step // len(self.loader), train.epochs, train.first_size, full)
         if side == self._side:
@@ -283,14 +283,14 @@ class Trainer:
         if values["feature_std"] < COLLAPSED and not self._alarmed:
             self._alarmed = True
             print(
-                f"collapse: at step {self.step} feature_std is {values['feature_std']:.3f}; to the encoder all images "
-                "look nearly alike",
+                f"collapse: at step {self.step} feature_std is {values['feature_std']:.3f}; the features of all "
+                "images are nearly the same",
                 file=sys.stderr,
             )
         self._start_clock()
 
     def _diagnose(self, bad: int, first: int) -> None:
-        """Write what is known of steps that were not finite, ``bad`` of them from step ``first`` on, and give up."""
+        """Write ``diagnosis.json`` on ``bad`` steps that were not finite, from step ``first`` on; raise UserError."""
         index = self.world.gather(self.train_step.watch.index).tolist()
         path = Path(self.config.run.dir) / "diagnosis.json"
         if self.world.is_main:
@@ -319,7 +319,7 @@ class Trainer:
         self._write(**measured)
 
     def _save(self) -> None:
-        if self.directory is None:  # the main process has one, and the same state
+        if self.directory is None:  # only the main process has one; the state is the same on all
             return
         state = self.train_step.state_dict() | {
             "step": self.step,
@@ -340,7 +340,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM finish the step; a second one ends the process as usual."""
+        """On SIGINT or SIGTERM finish the step first; a second signal ends the process at once."""
 
         def note(number: int, _frame: object) -> None:
             self._signal = number

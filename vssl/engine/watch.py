@@ -1,4 +1,4 @@
-"""Steps that were not finite: counted, and the first one remembered, on the device."""
+"""Count the steps that were not finite and remember the first one, on the device."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Counts the steps whose loss or gradient was not finite, and keeps the first one's place and batch.
+    """Counts the steps whose loss or gradient was not finite, and keeps the number and the batch of the first.
 
-    Noting is in place and costs no host sync, so that a captured step may do it; reading costs one.
+    ``note`` works in place without a host sync, so that it can be part of a captured step; ``read`` needs a sync.
 
     Args:
-        images: of a batch, on this process.
+        images: number of images of a batch on this process.
     """
 
     def __init__(self, images: int, device: torch.device) -> None:
@@ -20,7 +20,7 @@ class Watch:
         self.index = torch.full((images,), -1, device=device)
 
     def note(self, good: Tensor, index: Tensor) -> None:
-        """A step was taken. good: bool, a scalar; index: int64 [B], its images; B is at most ``images``."""
+        """Record a step. good: bool, a scalar; index: int64 [B], its images; B is at most ``images``."""
         self.steps += 1
         first = ~good & (self.bad_steps == 0)
         self.first.copy_(torch.where(first, self.steps, self.first))
@@ -29,7 +29,7 @@ class Watch:
         self.bad_steps += ~good
 
     def read(self) -> tuple[int, int]:
-        """How many steps were bad, and which was the first of them (from 1, 0: none), since the last reading. ``index``
+        """How many steps were bad since the last reading, and which was the first (counted from 1; 0: none). ``index``
         stays until the next bad step."""
         bad, first = torch.stack([self.bad_steps, self.first]).tolist()
         for counter in (self.steps, self.bad_steps, self.first):

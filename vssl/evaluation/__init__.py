@@ -1,1 +1,1 @@
-"""Evaluation of a frozen encoder, and what watches one learn."""
+"""Evaluation of a frozen encoder, and of an encoder while it trains."""

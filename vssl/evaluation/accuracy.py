@@ -1,4 +1,4 @@
-"""How often a classifier is right, and how far chance may have carried that figure."""
+"""Accuracy of a classifier and its confidence interval."""
 
 import math
 
@@ -8,7 +8,7 @@ __all__ = ["accuracies", "wilson_interval"]
 
 
 def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a binomial proportion (JASA 22, 1927): low and high end, within [0, 1].
+    """Wilson's score interval of a binomial proportion (JASA 22, 1927): lower and upper bound, in [0, 1].
 
     Args:
         share: successes / ``count``.
@@ -22,7 +22,7 @@ def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[floa
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> dict:
-    """Top-1 and top-5 of scores [N, classes] for labels int64 [N]; with fewer than 5 classes, of as many as there are.
+    """Top-1 and top-5 accuracy of scores [N, classes] for labels int64 [N]; with C < 5 classes top-5 means top-C.
 
     Returns:
         ``top1``, ``top5`` in [0, 1], ``top1_interval``: [low, high], 95 %, ``count``: N.

@@ -14,11 +14,11 @@ __all__ = ["extract_features"]
 def extract_features(
     backbone: nn.Module, loader: Loader, prepare: Callable[[Tensor, Tensor], Tensor], autocast: Callable
 ) -> tuple[Tensor, Tensor]:
-    """Run ``backbone`` in evaluation mode over one pass of an evaluation loader; its mode is put back afterwards.
+    """Run ``backbone`` in evaluation mode over all images of an evaluation loader, then restore its mode.
 
     Args:
         prepare: ``Augment.evaluate``: (pixels, size) to normalised images.
-        autocast: gives the context to run the backbone in.
+        autocast: returns the context in which to run the backbone.
 
     Returns:
         features float32 [N, F] and labels int64 [N], on the device.

@@ -1,4 +1,4 @@
-"""How well features use their space: spread, effective rank, RankMe, alignment, uniformity."""
+"""How well features use their dimensions: spread, effective rank, RankMe, alignment, uniformity."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ __all__ = ["alignment", "effective_rank", "feature_health", "feature_std", "rank
 
 
 def feature_health(features: Tensor) -> dict[str, Tensor]:
-    """What every log line says of a batch's features [2B, F], the first B rows view 1: detached scalars, without a host
-    sync. ``rankme`` is not among them: singular values cost a GPU more than some training steps."""
+    """The diagnostics of every log line, from a batch's features [2B, F], the first B rows view 1: detached scalars,
+    without a host sync. ``rankme`` is left out: on a GPU, singular values take longer than some training steps."""
     one, other = features.detach().chunk(2)
     return {
         "feature_std": feature_std(one),
@@ -29,14 +29,14 @@ def feature_std(features: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """How many directions unit features [N, F] vary in: the participation ratio of their covariance C, a scalar.
+    """In how many directions unit features [N, F] vary: the participation ratio of their covariance C, a scalar.
 
     (tr C)^2 / tr C^2 = (sum_k l_k)^2 / sum_k l_k^2 of its eigenvalues l_k (Gao et al., A theory of multineuronal
-    dimensionality, bioRxiv 214262, 2017): from 1 (one line) to min(N - 1, F) (all alike); 0 at collapse.
+    dimensionality, bioRxiv 214262, 2017): from 1 (one direction) to min(N - 1, F) (all equally); 0 at collapse.
     """
     unit = F.normalize(features.float(), dim=1)
     centred = unit - unit.mean(dim=0)
-    # Either product has the same eigenvalues but for zeros.
+    # Both products have the same nonzero eigenvalues: take the smaller one.
     product = centred @ centred.T if len(unit) < unit.shape[1] else centred.T @ centred
     return product.trace().square() / product.square().sum().clamp(min=1e-12)
 
@@ -65,10 +65,10 @@ def uniformity(features: Tensor) -> Tensor:
     """Log of the mean Gaussian potential of all pairs of unit features [N, F], N > 1, a scalar.
 
     log E exp(-2 |u - v|^2), over pairs of different rows (Wang and Isola, arXiv 2005.10242, equation 5, t = 2): 0 at
-    collapse, about -4 spread evenly over a sphere of many dimensions.
+    collapse, about -4 if spread evenly over a sphere of many dimensions.
     """
     unit = F.normalize(features.float(), dim=1)
     count = len(unit)
-    # |u - v|^2 = 2 - 2 u.v; rows in chunks, so that no N x N matrix is ever whole.
+    # |u - v|^2 = 2 - 2 u.v; rows in chunks, to avoid an N x N matrix.
     potential = sum((4 * (rows @ unit.T) - 4).exp().sum(dtype=torch.float64) for rows in unit.split(1024))
     return ((potential - count) / (count * (count - 1))).log().float()

@@ -11,21 +11,21 @@ __all__ = ["knn_predict"]
 def knn_predict(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, classes: int, *, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
-    """Votes of the k nearest by cosine similarity, each weighted by exp(similarity / temperature).
+    """Votes of the k nearest neighbours by cosine similarity, each weighted by exp(similarity / temperature).
 
     Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, arXiv 1805.01978, section 3.4.
 
     Args:
         bank: [N, F] with ``bank_labels`` int64 [N] in 0..classes-1.
         queries: [M, F].
-        k: neighbours, at most N are taken.
+        k: number of neighbours; at most N are used.
 
     Returns:
         float32 [M, classes], votes that sum to 1 over the classes.
     """
     bank = F.normalize(bank.float(), dim=1)
     votes = []
-    # 1,024 queries against a million images of the bank stay within 4 GiB.
+    # Chunks limit memory: 1,024 queries against a bank of a million images stay within 4 GiB.
     for chunk in F.normalize(queries.float(), dim=1).split(1024):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
         weight = torch.softmax(similarity / temperature, dim=1)

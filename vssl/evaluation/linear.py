@@ -1,4 +1,4 @@
-"""Offline linear classification of cached features: many learning rates at once, the best by a held-out part."""
+"""Offline linear classification of cached features: many learning rates at once, one selected on held-out images."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 __all__ = ["LEARNING_RATES", "fit_linear", "linear_predict", "select_and_fit"]
 
 LEARNING_RATES = tuple(10 ** (-2.5 + 0.25 * step) for step in range(17))  # 0.003 to 32
-_HELD_OUT = 0.1  # share of the training images that choose the learning rate
+_HELD_OUT = 0.1  # share of the training images that selects the learning rate
 
 
 def linear_predict(weights: Tensor, features: Tensor) -> Tensor:
@@ -26,9 +26,9 @@ def fit_linear(
     momentum: float = 0.9,
     seed: int = 0,
 ) -> Tensor:
-    """Softmax regression by SGD, one classifier for each learning rate, all trained on the same batches.
+    """Softmax regression by SGD: one classifier per learning rate, all trained on the same batches.
 
-    The recipe is solo-learn's offline one for ImageNet-100 (da Costa et al., JMLR 2022): 100 epochs, batches of 256, no
+    The recipe is solo-learn's for ImageNet-100 (da Costa et al., JMLR 2022): 100 epochs, batches of 256, no
     weight decay, the rate divided by 10 after 60 % and 80 % of the epochs. Weights start at 0.
 
     Args:
@@ -67,7 +67,7 @@ def select_and_fit(
     epochs: int = 100,
     seed: int = 0,
 ) -> tuple[Tensor, dict[float, float]]:
-    """Choose the learning rate on a tenth of the images, held out at random, then train on all of them with it.
+    """Select the learning rate on a random tenth of the images, then train on all images with it.
 
     Returns:
         weights [1, F + 1, classes] for ``linear_predict``, and the held-out top-1 of each learning rate, in [0, 1].
@@ -75,7 +75,7 @@ def select_and_fit(
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
     held_out, rest = order.tensor_split([max(1, round(_HELD_OUT * len(labels)))])
     weights = fit_linear(features[rest], labels[rest], classes, learning_rates, epochs=epochs, seed=seed)
-    # One classifier at a time: the logits of all of them may not fit.
+    # One classifier at a time: the logits of all may not fit into memory.
     hits = [(linear_predict(w[None], features[held_out])[0].argmax(dim=1) == labels[held_out]) for w in weights]
     top1 = {rate: hit.double().mean().item() for rate, hit in zip(learning_rates, hits, strict=True)}
     best = max(top1, key=top1.__getitem__)

@@ -1,4 +1,4 @@
-"""What the protocols have in common: a frozen model's features of a labelled packed data set, and the report."""
+"""What all protocols need: a frozen model's features of a labelled packed data set, and the common report."""
 
 import contextlib
 import dataclasses
@@ -21,17 +21,17 @@ __all__ = ["OfflineEvaluation"]
 
 
 class OfflineEvaluation:
-    """Gives protocols the features of the whole training split (``data.limit`` does not hold) and of val.
+    """The features of the whole training split (``data.limit`` is ignored) and of val.
 
-    Features are computed once per split, of images without augmentation, and stay on the device.
+    They are computed once per split, from images without augmentation, and stay on the device.
 
     Args:
         model: what to evaluate.
-        packed: a data set whose train and val have labels.
+        packed: a data set with the splits train and val, both labelled.
         batch_size: images per forward pass; None: the run's.
 
     Raises:
-        UserError: there are no such splits.
+        UserError: a split is missing, has no labels or has fewer than 2 images.
     """
 
     def __init__(self, model: Pretrained, packed: Packed, batch_size: int | None = None) -> None:
@@ -40,10 +40,12 @@ class OfflineEvaluation:
         self._features: dict[str, tuple[Tensor, Tensor]] = {}
         for split in ("train", "val"):
             if split not in packed.splits or not packed.splits[split].labelled or packed.splits[split].count < 2:
-                raise UserError(f"{packed.dir}: evaluation needs the splits train and val with labels, not so {split}")
+                raise UserError(
+                    f"{packed.dir}: evaluation needs labelled images in train and val, 2 of each; {split} has fewer"
+                )
 
     def report(self, protocol: str, scores: Tensor, labels: Tensor) -> dict:
-        """What every protocol reports of its scores [N, classes] for val's images, whose labels are int64 [N]."""
+        """The common part of every report: accuracy of scores [N, classes] for labels int64 [N], and the source."""
         config = self.model.config
         return {
             "protocol": protocol,
@@ -57,7 +59,7 @@ class OfflineEvaluation:
         }
 
     def features(self, split: str) -> tuple[Tensor, Tensor]:
-        """Of train or val, computed once: the backbone's features float32 [N, F] and labels int64 [N]."""
+        """The backbone's features float32 [N, F] and labels int64 [N] of train or val, computed once."""
         if split not in self._features:
             self._features[split] = self.extract(self.packed, split)
         return self._features[split]
@@ -68,14 +70,15 @@ class OfflineEvaluation:
             return extract_features(self.model.backbone, loader, self.model.augment.evaluate, contextlib.nullcontext)
 
     def knn_votes(self, *, k: int = 20, temperature: float = 0.07) -> Tensor:
-        """Votes [N, classes] for the images of val, with train as the bank; arguments as of ``knn_predict``."""
+        """kNN votes [N, classes] for the images of val, with train as the bank; arguments as in ``knn_predict``."""
         bank, labels = self.features("train")
         queries, _ = self.features("val")
         return knn_predict(bank, labels, queries, len(self.packed.classes), k=k, temperature=temperature)
 
     @torch.no_grad()
     def of_views(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The two results of ``compute``, [B, ...] each, of both augmented views [2B, 3, S, S]: those of all of val."""
+        """Apply ``compute`` to both augmented views [2B, 3, S, S] of each batch of val and join its results:
+        ``compute`` returns two tensors [B, ...], this method two tensors [N, ...]."""
         results = []
         with self._loader(self.packed, "val") as loader:
             for batch in loader:
@@ -85,7 +88,7 @@ class OfflineEvaluation:
 
     def _loader(self, packed: Packed, split: str) -> contextlib.closing[Loader]:
         config = self.model.config
-        # The run's loader reads the run's data; another data set may have another format.
+        # data.loader suits the run's own data; another data set may have another format.
         loader = config.data.loader if packed.dir == Path(config.data.dir) else "auto"
         data = dataclasses.replace(config.data, limit=0, batch_size=self.batch_size, loader=loader)
         seed, device = config.train.seed, self.model.device

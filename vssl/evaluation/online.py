@@ -1,4 +1,4 @@
-"""Evaluation while a run goes on: kNN of the student's backbone, and the online probe's accuracy."""
+"""Evaluation during training: kNN of the student's backbone, and the accuracy of the online probe."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,14 +19,14 @@ __all__ = ["OnlineEvaluation"]
 
 
 class OnlineEvaluation:
-    """Measures an encoder on the validation split, against the training images of the run as the bank.
+    """Evaluates an encoder on the validation split, with the training images of the run as the kNN bank.
 
     Args:
         config: the run's.
-        packed: the run's data set; nothing can be measured without labels and a validation split.
+        packed: the run's data set; without labels and a validation split ``possible`` is False.
         augment: gives the evaluation transform.
-        autocast: gives the context to run the backbone in.
-        world: the processes that share the work: each takes its part of every batch, and searches the whole bank.
+        autocast: returns the context in which to run the backbone.
+        world: the processes that share the work; each one takes a part of every batch and searches the whole bank.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class OnlineEvaluation:
         self.possible = "val" in splits and splits["val"].labelled and splits["train"].labelled
 
     def _features(self, backbone: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """This process's part of a split."""
+        """Features and labels of this process's part of a split."""
         loader = build_loader(
             self.config.data,
             self.config.augment,

@@ -1,4 +1,4 @@
-"""The online linear probe: a classifier that learns beside the encoder and never reaches into it."""
+"""The online linear probe: a classifier that trains together with the encoder but sends it no gradient."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""Is an image's variance an uncertainty? Selective accuracy, and telling foreign images apart."""
+"""Does the variance measure uncertainty? Selective accuracy, calibration, out-of-distribution detection."""
 
 import math
 
@@ -23,21 +23,21 @@ def variance_score(mean: Tensor, logvar: Tensor) -> Tensor:
     """Mean log-variance over the latent dimensions, [N, D] -> [N]; the higher, the less certain.
 
     Up to scale and a constant this is the entropy of the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2. It
-    weighs all dimensions alike, where a sum of variances would be that of the few largest.
+    weights all dimensions equally, whereas a few large variances would dominate the sum of variances.
     """
     return logvar.mean(dim=1)
 
 
 def length_score(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Minus the log of the mean square of the mean's entries, [N, D] -> [N]: the control, which knows no variance."""
+    """Minus the log of the mean square of the mean's entries, [N, D] -> [N]: a control that ignores the variance."""
     return -mean.square().mean(dim=1).log()
 
 
 def direction_score(mean: Tensor, logvar: Tensor) -> Tensor:
     """Mean log-variance relative to the squared length of the mean, [N, D] -> [N]: the sum of the other two scores.
 
-    The variance of the direction: to first order mean / |mean| varies by sigma^2 / |mean|^2 across the mean (the delta
-    method), and it is directions that a classifier by cosine similarity compares.
+    It estimates the variance of the direction mean / |mean|, to first order sigma^2 / |mean|^2 orthogonal to the mean
+    (delta method). A classifier by cosine similarity compares only directions.
     """
     return variance_score(mean, logvar) + length_score(mean, logvar)
 
@@ -49,7 +49,7 @@ def selective_accuracy(correct: Tensor, score: Tensor) -> Tensor:
     """Accuracy among the k most certain of N images, for k = 1 .. N; its mean is the area under the curve.
 
     The accuracy over coverage k / N of El-Yaniv and Wiener (JMLR 11, 2010) and Geifman and El-Yaniv
-    (arXiv 1705.08500). Images of the same score count with their mean, as in random order on the average.
+    (arXiv 1705.08500). Images with equal scores count with their mean accuracy, the expectation over random orders.
 
     Args:
         correct: bool [N].
@@ -66,10 +66,10 @@ def selective_accuracy(correct: Tensor, score: Tensor) -> Tensor:
 
 
 def most_certain_half(correct: Tensor, score: Tensor) -> dict[str, float]:
-    """The accuracy of the half of the images that the score calls most certain, against that of all.
+    """The accuracy of the half of the images that is most certain by its score, compared with that of all images.
 
-    The half is part of the whole, so that half - whole = (half - other half) / 2, whose terms are independent. Standard
-    errors are binomial.
+    The half is a part of the whole. Therefore the error of the difference is computed from
+    half - whole = (half - other half) / 2, whose two terms are independent. Standard errors are binomial.
 
     Args:
         correct: bool [N], N > 1.
@@ -100,15 +100,15 @@ def most_certain_half(correct: Tensor, score: Tensor) -> dict[str, float]:
 
 
 def calibration(variance: Tensor, error: Tensor, bins: int = 10) -> dict:
-    """Predicted variances against the squared errors that came, in equally large groups of rising variance.
+    """Predicted variances and observed squared errors, in groups of equal size, ordered by predicted variance.
 
     Args:
         variance: [N], an image's predicted variance.
         error: [N], the same image's squared error.
 
     Returns:
-        ``predicted`` and ``observed``: the mean of each in each group; ``ratio``: all errors over all variances, 1
-        where the variance is right on the average; ``correlation``: Spearman's, of the two over the images.
+        ``predicted`` and ``observed``: the mean of each in each group; ``ratio``: mean error over mean variance,
+        1 if the variance is right on average; ``correlation``: Spearman's rank correlation of both over the images.
     """
     from scipy.stats import spearmanr
 
@@ -122,8 +122,8 @@ def calibration(variance: Tensor, error: Tensor, bins: int = 10) -> dict:
 
 
 def ood_auroc(score: Tensor, foreign_score: Tensor) -> float:
-    """Area under the ROC curve of detecting foreign images by their uncertainty: the share of pairs in which the
-    foreign image is the less certain one. 0.5: no better than chance. Scores [N] and [M]."""
+    """Area under the ROC curve of detecting out-of-distribution images by their uncertainty: the share of pairs of one
+    image of each kind in which the out-of-distribution image is less certain. 0.5 is chance. Scores [N] and [M]."""
     from sklearn.metrics import roc_auc_score
 
     foreign = torch.cat([torch.zeros(len(score)), torch.ones(len(foreign_score))])
@@ -131,19 +131,19 @@ def ood_auroc(score: Tensor, foreign_score: Tensor) -> float:
 
 
 def score_report(correct: Tensor, score: Tensor, foreign: Tensor | None, points: int = 50, bins: int = 40) -> dict:
-    """What an uncertainty is worth, in plain values.
+    """Everything that is measured of an uncertainty score, as plain values.
 
     Args:
         correct: bool [N].
         score: [N], the uncertainty of the same images.
-        foreign: [M], that of foreign images; None: there are none.
-        points: of the curve.
+        foreign: [M], the uncertainty of out-of-distribution images; None: there are none.
+        points: number of points of the curve.
         bins: of the histogram.
 
     Returns:
         ``mean`` and ``std`` of the score, ``most_certain_half``, ``area`` under the selective accuracy curve and
-        ``points`` of it (``coverage``, ``top1``), ``ood_auroc`` (null without foreign images), ``histogram``: edges of
-        the bins and densities.
+        ``points`` of it (``coverage``, ``top1``), ``ood_auroc`` (None without out-of-distribution images),
+        ``histogram``: edges of the bins and densities.
     """
     curve = selective_accuracy(correct, score)
     kept = sorted({max(1, round(len(curve) * point / points)) for point in range(1, points + 1)})

@@ -1,4 +1,4 @@
-"""Self-supervised methods, one file each: options, heads, teacher, loss, recipe, and state of its own."""
+"""Self-supervised methods, one file each: its options, heads, teacher, loss, recipe and state."""
 
 import importlib
 
@@ -10,7 +10,7 @@ from vssl.models.norm import synchronise_statistics
 
 __all__ = ["COMPARED", "METHODS", "build_method", "find_method"]
 
-# method.name, which is also the module's, and the class in it.
+# method.name, which is also the name of the module, and the class in it.
 METHODS = {
     "vssl": "VSSL",
     "byol": "BYOL",
@@ -18,7 +18,7 @@ METHODS = {
     "vicreg": "VICReg",
     "dino": "DINO",
 }
-COMPARED = ("vssl", "byol", "moco_v3")  # those that VSSL's claim is about
+COMPARED = ("vssl", "byol", "moco_v3")  # the methods that the tools compare by default
 
 
 def find_method(name: str) -> type[Method]:
@@ -29,16 +29,16 @@ def find_method(name: str) -> type[Method]:
 def build_method(
     options: MethodOptions, model: ModelConfig, image_size: int, *, seed: int = 0, peers: Peers | None = None
 ) -> Method:
-    """A method on a fresh network, or one that starts from ``model.weights``.
+    """A method with a new network, its weights random or from ``model.weights``.
 
     Args:
-        options: resolved, nothing in it is null.
+        options: resolved: no value is null.
         image_size: side of a view in pixels.
-        seed: of the noise that methods draw; the network's weights come from torch's generator.
+        seed: of the noise that methods draw; the network's weights use torch's default generator.
         peers: the processes that share every batch.
 
     Raises:
-        UserError: a backbone or weights that cannot be had.
+        UserError: the backbone cannot be built or the weights cannot be loaded.
     """
     peers = peers or Peers()
     backbone, width = build_backbone(model, image_size)

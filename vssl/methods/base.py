@@ -1,4 +1,4 @@
-"""What the engine knows of a method: views in, a loss out; and the options that methods share."""
+"""The interface between a method and the engine (views in, a loss out), and the options that methods share."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -31,28 +31,28 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class TeacherOptions(MethodOptions):
-    """Of methods with a momentum teacher."""
+    """Options of methods with a momentum teacher."""
 
     tau: float | None = option(None, "the teacher's momentum at the start; rises to 1 by a cosine", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
 class PredictorOptions(TeacherOptions):
-    """Of methods whose student predicts what the teacher says."""
+    """Options of methods whose student predicts the teacher's output."""
 
-    predictor: bool = option(True, "without one, the prediction is the projector's output")
+    predictor: bool = option(True, "use a predictor; without one, the prediction is the projector's output")
     predictor_hidden: int | None = option(
-        None, "width of the predictor's hidden layer; null: projector_hidden if that is given", low=1
+        None, "width of the predictor's hidden layer; null: projector_hidden if that is set, else the recipe", low=1
     )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method's published settings: what ``null`` means.
+    """A method's published settings, which replace ``null``.
 
     Args:
-        optimizer, lr, weight_decay: of the section ``optim``.
-        options: of the method's own options.
+        optimizer, lr, weight_decay: values for the section ``optim``.
+        options: values for the method's own options.
     """
 
     optimizer: str
@@ -62,30 +62,30 @@ class Recipe:
 
 
 class Output(NamedTuple):
-    """What a method makes of a batch's views."""
+    """What a method computes from the views of a batch."""
 
     loss: Tensor  # scalar, float32
-    features: Tensor  # [2B, F], the student's backbone's, the B rows of view 1 first; the online probe learns from them
+    features: Tensor  # [2B, F], of the student's backbone, the B rows of view 1 first; for the online probe
     metrics: dict[str, Tensor]  # detached scalars, the same names at every step
 
 
 class Method(nn.Module, ABC):
-    """The student, perhaps a teacher, the loss, and whatever else must be saved: parameters and buffers of this module.
+    """The student, the teacher if there is one, the loss, and other state, as parameters and buffers of this module.
 
-    The engine moves, compiles, saves and resumes it as one. Buffers that ``forward`` writes to (BatchNorm's, a centre)
-    are put back by the engine after a step that was not finite.
+    The engine moves, compiles, saves and resumes the module as a whole. After a step that was not finite, it restores
+    the buffers that ``forward`` changes (those of BatchNorm, DINO's centre).
 
     Args:
-        options: an instance of ``Options``, nothing in it null.
-        backbone: [B, 3, S, S] -> [B, width], norms adopted (``vssl.models.norm.adopt_norms``).
-        width: of its features.
-        seed: of counter-based noise.
+        options: an instance of ``Options``, no value null.
+        backbone: [B, 3, S, S] -> [B, width], its norms replaced by ``vssl.models.norm.adopt_norms``.
+        width: width of its features.
+        seed: seed of the counter-based noise.
         peers: the processes that share every batch.
 
     Attributes:
         student: backbone and projector.
         teacher: the student's moving average, or None.
-        autocast: gives the context to run networks in; losses are computed outside of it, in float32.
+        autocast: returns the context in which to run networks; losses are computed outside it, in float32.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -97,7 +97,7 @@ class Method(nn.Module, ABC):
         self, options: MethodOptions, backbone: nn.Module, width: int, *, seed: int = 0, peers: Peers | None = None
     ) -> None:
         super().__init__()
-        self.options: Any = options  # of the class's own ``Options``
+        self.options: Any = options  # an instance of ``Options``
         self.seed, self.peers = seed, peers or Peers()
         self.autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext
         self.width = width
@@ -107,24 +107,24 @@ class Method(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
-        """Settings for ``options`` in which some values may be null; ``small_images``: CIFAR's, else ImageNet-100's."""
+        """Settings for ``options``, which may hold null; ``small_images``: for CIFAR, else for ImageNet-100."""
 
     @abstractmethod
     def build(self, backbone: nn.Module, width: int) -> None:
-        """Set ``student`` and the other parts; the rest of the constructor."""
+        """Set ``student`` and the other parts; the constructor calls it last."""
 
     @abstractmethod
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """The loss of a batch.
 
         Args:
-            views: float32 [2B, 3, S, S], the B first views, then the B second ones.
+            views: float32 [2B, 3, S, S], the B first views, then the B second views.
             index: int64 [B], the images' positions in the packed split.
-            epoch: int64, a scalar; with ``seed`` and ``index`` it names the noise.
+            epoch: int64, a scalar; with ``seed`` and ``index`` it determines the noise.
         """
 
     def after_update(self, rate: Tensor) -> None:
-        """The optimizer has taken its step: let the teacher follow.
+        """Update the teacher; called after each optimizer step.
 
         Args:
             rate: 1 - tau, a float32 scalar on the device; 0 after a step that was not finite.
@@ -133,11 +133,11 @@ class Method(nn.Module, ABC):
             self.teacher.update(self.student, rate)
 
     def guarded_buffers(self) -> list[Tensor]:
-        """Floating-point buffers that ``forward`` changes; a teacher's are none of them."""
+        """Floating-point buffers that ``forward`` changes; it never changes the teacher's."""
         return [b for name, b in self.named_buffers() if b.is_floating_point() and not name.startswith("teacher.")]
 
     def posterior(self, features: Tensor) -> Gaussian:
-        """The Gaussian that the student gives for backbone features [N, F]: mean and log-variance [N, D].
+        """The student's Gaussian for backbone features [N, F]: mean and log-variance [N, D].
 
         Raises:
             UserError: the method has no variance.
@@ -145,13 +145,13 @@ class Method(nn.Module, ABC):
         raise UserError(f"method.name={self.options.name} has no variance")
 
     def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
-        """What the student says of the teacher's embedding of each image's other view, and what the teacher says.
+        """The student's prediction of the teacher's embedding of the other view, and that embedding.
 
         Args:
             views: float32 [2B, 3, S, S], the first B of them view 1.
 
         Returns:
-            mean and log-variance [2B, D], and the teacher's means [2B, D] that they are about.
+            mean and log-variance [2B, D], and the teacher's means [2B, D], which they predict.
 
         Raises:
             UserError: the method has no variance.
@@ -160,5 +160,5 @@ class Method(nn.Module, ABC):
 
 
 def swap_views(rows: Tensor) -> Tensor:
-    """[2B, ...] with its halves exchanged: row i becomes that of the same image's other view."""
+    """[2B, ...] with its halves exchanged: row i becomes the row of the other view of the same image."""
     return torch.cat(rows.chunk(2)[::-1])

@@ -21,8 +21,8 @@ __all__ = ["BYOL", "BYOLOptions", "byol_loss"]
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """2 - 2 cos(prediction, target), mean over the rows, both directions summed: a scalar in [0, 8].
 
-    Equations 2 and 3 of the paper. Averaging the directions instead is a known mistake: it halves the learning rate
-    that the recipe means. Both float32 [2B, D]; row i of ``target`` is the teacher's projection of the other view.
+    Equations 2 and 3 of the paper. Averaging the directions instead is a common mistake: it halves the learning
+    rate that the recipe means. Both float32 [2B, D]; row i of ``target`` is the teacher's projection of the other view.
     """
     return 2.0 * (2.0 - 2.0 * F.cosine_similarity(prediction, target, dim=1).mean())
 
@@ -40,7 +40,7 @@ class BYOL(Method):
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
-        """solo-learn's for a ResNet-18 (da Costa et al., JMLR 2022)."""
+        """The recipe of solo-learn for a ResNet-18 (da Costa et al., JMLR 2022)."""
         widths = {
             "latent": 256,
             "projector_hidden": 4096,

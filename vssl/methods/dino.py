@@ -1,6 +1,6 @@
-"""DINO: the student gives an image the teacher's soft choice among prototypes for its other view.
+"""DINO: the student predicts the teacher's soft assignment of the other view to prototypes.
 
-Caron et al., Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.14294; here without multi-crop.
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.14294; without multi-crop here.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ __all__ = ["DINO", "DINOHead", "DINOOptions", "dino_loss"]
 
 
 class DINOHead(nn.Module):
-    """Linear, GELU, Linear, GELU, Linear, the row scaled to length 1, and its cosines to the prototypes.
+    """Linear, GELU, Linear, GELU, Linear, scaling to length 1, then cosine similarities to the prototypes.
 
-    Appendix C of the paper. Its weight-normalised last layer with all lengths fixed at 1 is a plain weight here whose
-    rows are normalised when it is used: the same function of the same weight, with the same gradient.
+    Appendix C of the paper. Its last layer is weight-normalised, with all lengths fixed at 1. Here it is a plain
+    weight whose rows are normalised in ``forward``: the same function, with the same gradient.
     [B, inputs] -> float32 [B, prototypes] in [-1, 1].
 
     Args:
         inputs, hidden, bottleneck: widths.
-        prototypes: their number.
+        prototypes: number of prototypes.
     """
 
     def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int) -> None:
@@ -41,11 +41,11 @@ class DINOHead(nn.Module):
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
 
     def forward(self, features: Tensor, frozen: Tensor | None = None) -> Tensor:
-        """``frozen``: bool, a scalar; where it is true the prototypes get a gradient of 0."""
+        """``frozen``: bool, a scalar; if it is true, the prototypes get a gradient of 0."""
         embedding, weight = self.mlp(features), self.prototypes.weight
         if frozen is not None:
             weight = torch.where(frozen, weight.detach(), weight)
-        # In bfloat16 a cosine is off by up to 1/500: divided by the teacher's temperature, a twentieth of a nat.
+        # In bfloat16 a cosine has an error of up to 1/500; divided by the teacher's temperature, a twentieth of a nat.
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(embedding.float(), dim=1) @ F.normalize(weight, dim=1).T
 
@@ -53,11 +53,12 @@ class DINOHead(nn.Module):
 def dino_loss(
     student: Tensor, teacher: Tensor, centre: Tensor, *, student_temperature: float, teacher_temperature: float
 ) -> dict[str, Tensor]:
-    """Cross-entropy of the student's choices to the teacher's for the other view, the mean of both directions.
+    """Cross-entropy between the teacher's assignment of one view and the student's of the other; mean of both
+    directions.
 
     Algorithm 1 of the paper: H(t1, s2) / 2 + H(t2, s1) / 2 with H(t, s) = -sum_k P_t log P_s, P_s = softmax(s / T_s)
-    and P_t = softmax((t - centre) / T_t). Centring keeps any one prototype from winning always, sharpening
-    (T_t < T_s) keeps the choice from becoming uniform.
+    and P_t = softmax((t - centre) / T_t). Centring prevents one prototype from dominating, sharpening
+    (T_t < T_s) prevents a uniform assignment.
 
     Args:
         student, teacher: float32 [2B, K], the B rows of view 1 first; the teacher gets no gradient.
@@ -65,8 +66,9 @@ def dino_loss(
         student_temperature, teacher_temperature: T_s and T_t, > 0.
 
     Returns:
-        ``loss``, >= 0, and detached scalars: ``target_entropy`` (of P_t, in [0, log K]) and ``kl`` (of P_s from P_t),
-        whose sum it is. A ``kl`` of 0 means collapse: the teacher says the same of all images (section 5.3).
+        ``loss``, >= 0, and the detached scalars that add up to it: ``target_entropy`` (of P_t, in [0, log K]) and
+        ``kl``, KL(P_t || P_s). A ``kl`` of 0 means collapse: the teacher's output is the same for all
+        images (section 5.3).
     """
     log_target = F.log_softmax((swap_views(teacher.detach()) - centre) / teacher_temperature, dim=1)
     log_choice = F.log_softmax(student / student_temperature, dim=1)
@@ -79,19 +81,19 @@ def dino_loss(
 @dataclass(frozen=True)
 class DINOOptions(TeacherOptions):
     name: Literal["dino"] = option("dino", "which method")
-    prototypes: int = option(4096, "K, number of prototypes that images are told apart by", low=2)
-    student_temperature: float = option(0.1, "of the student's softmax", low=1e-6)
-    teacher_temperature: float = option(0.04, "of the teacher's softmax; lower is sharper", low=1e-6)
+    prototypes: int = option(4096, "K, number of prototypes", low=2)
+    student_temperature: float = option(0.1, "temperature of the student's softmax", low=1e-6)
+    teacher_temperature: float = option(0.04, "temperature of the teacher's softmax; lower is sharper", low=1e-6)
     centre_momentum: float = option(
         0.9, "m of the centre of the teacher's outputs: c <- m c + (1 - m) mean of the batch", low=0.0, high=1.0
     )
-    frozen_epochs: int = option(1, "epochs at the start in which the prototypes keep their directions", low=0)
+    frozen_epochs: int = option(1, "epochs at the start during which the prototypes are not trained", low=0)
 
 
 class DINO(Method):
-    """Backbone and head, ``latent`` wide at its bottleneck, a momentum teacher, and the centre of what that one says.
+    """Backbone, head with a bottleneck of width ``latent``, a momentum teacher, and the centre of its outputs.
 
-    Frozen prototypes have a gradient of 0. Weight decay still scales them, which their normalisation undoes. The
+    Frozen prototypes have a gradient of 0. Weight decay still scales them, but they are normalised when used. The
     teacher's temperature is constant, as in the authors' program by default; the paper's warm-up to 0.07 is left out.
 
     Attributes:
@@ -103,7 +105,7 @@ class DINO(Method):
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
-        """solo-learn's for a ResNet-18, the same on CIFAR and on ImageNet-100 (da Costa et al., JMLR 2022)."""
+        """solo-learn's recipe for a ResNet-18, the same for CIFAR and ImageNet-100 (da Costa et al., JMLR 2022)."""
         return Recipe("lars", 0.3, 1e-6, {"tau": 0.9995, "latent": 256, "projector_hidden": 2048})
 
     def build(self, backbone: nn.Module, width: int) -> None:
@@ -114,7 +116,7 @@ class DINO(Method):
         self.register_buffer("centre", torch.zeros(options.prototypes))
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
-        """Metrics are those of ``dino_loss``."""
+        """The loss; the metrics are those of ``dino_loss``."""
         options, frozen = self.options, epoch < self.options.frozen_epochs
 
         def choose(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,5 +138,5 @@ class DINO(Method):
 
     @torch.no_grad()
     def _move_centre(self, outputs: Tensor) -> None:
-        """Equation 4 of the paper: the centre, in place, towards the mean of the teacher's outputs [2B, K]."""
+        """Move the centre, in place, towards the mean of the teacher's outputs [2B, K] (equation 4 of the paper)."""
         self.centre.lerp_(self.peers.mean(outputs.mean(dim=0)), 1.0 - self.options.centre_momentum)

@@ -1,4 +1,4 @@
-"""MoCo v3: the student tells the teacher's embedding of its other view from those of all other images.
+"""MoCo v3: the student recognises the teacher's embedding of the other view among those of all images.
 
 Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, arXiv 2104.02057.
 """
@@ -31,8 +31,8 @@ def moco_v3_loss(queries: Tensor, keys: Tensor, temperature: float, peers: Peers
         peers: the keys of all processes are candidates.
 
     Returns:
-        ``loss`` and detached scalars: ``cosine`` (of positives), ``accuracy`` (how often the right one of the
-        candidates is nearest, in [0, 1]).
+        ``loss`` and detached scalars: ``cosine`` (of positives), ``accuracy`` (how often the right candidate
+        is the nearest, in [0, 1]).
     """
     losses, cosines, hits = [], [], []
     halves = F.normalize(queries, dim=1).chunk(2), F.normalize(keys, dim=1).chunk(2)[::-1]
@@ -48,18 +48,18 @@ def moco_v3_loss(queries: Tensor, keys: Tensor, temperature: float, peers: Peers
 @dataclass(frozen=True)
 class MoCoV3Options(PredictorOptions):
     name: Literal["moco_v3"] = option("moco_v3", "which method")
-    temperature: float = option(0.2, "T of the similarities", low=1e-6)
+    temperature: float = option(0.2, "T, temperature of the similarities", low=1e-6)
 
 
 class MoCoV3(Method):
-    """Backbone, projector and predictor (MLPs without bias, the projector's end standardised), a momentum teacher."""
+    """Backbone, projector (its output standardised) and predictor, both MLPs without bias, and a momentum teacher."""
 
     Options = MoCoV3Options
     teacher: Teacher
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
-        """solo-learn's for a ResNet-18 (da Costa et al., JMLR 2022)."""
+        """The recipe of solo-learn for a ResNet-18 (da Costa et al., JMLR 2022)."""
         widths = {
             "latent": 256,
             "projector_hidden": 4096,
@@ -77,7 +77,7 @@ class MoCoV3(Method):
         self.teacher = Teacher(self.student)
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
-        """Metrics are those of ``moco_v3_loss``."""
+        """The loss; the metrics are those of ``moco_v3_loss``."""
         with self.autocast():
             _, keys = per_view(self.teacher, views)
             features, queries = per_view(self._predict, views)

@@ -1,4 +1,4 @@
-"""VICReg: both views of an image get the same embedding, whose dimensions all vary and share nothing with each other.
+"""VICReg: both views of an image get the same embedding; its dimensions vary and are not correlated.
 
 Bardes, Ponce and LeCun, VICReg: Variance-Invariance-Covariance Regularization, arXiv 2105.04906.
 """
@@ -20,7 +20,7 @@ __all__ = ["VICReg", "VICRegOptions", "covariance_term", "variance_term", "vicre
 
 
 def variance_term(z: Tensor, *, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
-    """How far the standard deviations lie below ``gamma``: a scalar in [0, gamma).
+    """How far the standard deviations lie below ``gamma`` on average: a scalar in [0, gamma).
 
     v(Z) = 1/D sum_d max(0, gamma - sqrt(Var(z_d) + eps)), with the unbiased variance over the rows (equations 1 and 2).
 
@@ -30,7 +30,7 @@ def variance_term(z: Tensor, *, gamma: float = 1.0, eps: float = 1e-4) -> Tensor
 
 
 def covariance_term(z: Tensor) -> Tensor:
-    """How much the dimensions say of each other: a scalar, >= 0.
+    """How strongly the dimensions are correlated: a scalar, >= 0.
 
     c(Z) = 1/D sum_{i != j} C_ij^2, with C the unbiased covariance over the rows (equations 3 and 4).
 
@@ -49,8 +49,8 @@ def vicreg_loss(
     As in the paper's algorithm 1 the squared distance is a mean over dimensions too, and the terms of the two views are
     summed. (The authors' program averages the variance terms: half their weight.)
 
-    Variance and covariance are those of all processes' rows, which takes no factor: a row's gradient is the sum of what
-    all N processes have for it, N times the same, and the average of the weights' gradients over N takes that back.
+    Variance and covariance are computed over the rows of all processes. No correcting factor is needed: the gradient of
+    a row is the sum over N processes of the same value, and averaging the weights' gradients divides by N again.
 
     Args:
         embeddings: float32 [2B, D], the B rows of view 1 first.
@@ -58,7 +58,7 @@ def vicreg_loss(
         peers: the processes that share the batch.
 
     Returns:
-        ``loss`` and, without their weights, the detached scalars ``invariance``, ``variance``, ``covariance``.
+        ``loss`` and the detached scalars ``invariance``, ``variance``, ``covariance``, not weighted.
     """
     views = embeddings.chunk(2)
     everyone = peers.gather(torch.stack(views, dim=1)).unbind(dim=1)
@@ -74,22 +74,22 @@ def vicreg_loss(
 @dataclass(frozen=True)
 class VICRegOptions(MethodOptions):
     name: Literal["vicreg"] = option("vicreg", "which method")
-    invariance_weight: float = option(25.0, "of the squared distance of an image's two embeddings", low=0.0)
-    variance_weight: float = option(25.0, "of the hinge that keeps standard deviations at 1", low=0.0)
-    covariance_weight: float = option(1.0, "of the squared covariances of different dimensions", low=0.0)
+    invariance_weight: float = option(25.0, "weight of the squared distance between an image's two embeddings", low=0.0)
+    variance_weight: float = option(25.0, "weight of the hinge that keeps standard deviations at 1 or above", low=0.0)
+    covariance_weight: float = option(1.0, "weight of the squared covariances of different dimensions", low=0.0)
 
 
 class VICReg(Method):
-    """Backbone and a projector of three layers, the expander; no teacher and no predictor.
+    """Backbone and a projector of three layers (the expander); no teacher and no predictor.
 
-    The linear layers have no bias: BatchNorm or, after the last one, the loss would take it away again.
+    The linear layers have no bias: BatchNorm removes it, and the loss does not depend on the bias of the last layer.
     """
 
     Options = VICRegOptions
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
-        """solo-learn's for a ResNet-18, the same on CIFAR and on ImageNet-100 (da Costa et al., JMLR 2022)."""
+        """solo-learn's recipe for a ResNet-18, the same for CIFAR and ImageNet-100 (da Costa et al., JMLR 2022)."""
         return Recipe("lars", 0.3, 1e-4, {"latent": 2048, "projector_hidden": 2048})
 
     def build(self, backbone: nn.Module, width: int) -> None:
@@ -97,7 +97,7 @@ class VICReg(Method):
         self.student = Encoder(backbone, mlp(width, options.projector_hidden, options.latent, layers=3, bias=False))
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
-        """Metrics are those of ``vicreg_loss``."""
+        """The loss; the metrics are those of ``vicreg_loss``."""
         with self.autocast():
             features, embeddings = per_view(self.student, views)
         options = self.options

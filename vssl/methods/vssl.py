@@ -1,4 +1,4 @@
-"""VSSL: a student posterior from one view, a teacher prior from the other, cross-view denoising for the likelihood.
+"""VSSL: a student posterior from one view, a teacher prior from the other, cross-view denoising as the likelihood.
 
 Yavuz and Yanikoglu, Variational Self-Supervised Learning, arXiv 2504.04318. The paper's abstract names the Gaussian
 and the cosine terms; its equations were not public to us, so the exact forms below are our derivation.
@@ -31,7 +31,7 @@ __all__ = [
     "predictive_log_likelihood",
 ]
 
-_NOISE_STREAM = 1000  # of the counter-based numbers; streams 0 and 1 are the views
+_NOISE_STREAM = 1000  # of the counter-based random numbers; streams 0 and 1 belong to the views
 
 
 def gaussian_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
@@ -70,12 +70,12 @@ def predictive_log_likelihood(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor) -> T
 
 
 def cosine_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor, kappa: float) -> Tensor:
-    """The Gaussian KL with its squared distance of means turned into a cosine distance.
+    """The Gaussian KL with the squared distance of the means replaced by a cosine distance.
 
     kappa (1 - cos(mu_q, mu_p)) + 1 / (2 D) sum_d [r - log r - 1],  r = sigma_q^2 / sigma_p^2
 
-    For unit vectors |u - v|^2 = 2 (1 - cos). kappa and 1/D are our weights: this is no exact KL of a von Mises-Fisher
-    law. All tensors float32 [B, D]; returns [B], >= 0.
+    For unit vectors |u - v|^2 = 2 (1 - cos). kappa and 1/D are our weights: this is not an exact KL of two von
+    Mises-Fisher distributions. All tensors float32 [B, D]; returns [B], >= 0.
     """
     log_ratio = logvar_q - logvar_p
     spread = 0.5 * (log_ratio.exp() - log_ratio - 1.0).mean(dim=1)
@@ -83,7 +83,7 @@ def cosine_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor, ka
 
 
 def cosine_log_likelihood(z: Tensor, mu_p: Tensor, kappa: float) -> Tensor:
-    """log-likelihood of a direction under concentration ``kappa``, up to a constant: kappa cos(z, mu_p).
+    """Log-likelihood of a direction under concentration ``kappa``, up to a constant: kappa cos(z, mu_p).
 
     z, mu_p float32 [B, D]; returns [B], in [-kappa, kappa].
     """
@@ -91,7 +91,7 @@ def cosine_log_likelihood(z: Tensor, mu_p: Tensor, kappa: float) -> Tensor:
 
 
 def on_sphere(mean: Tensor) -> Tensor:
-    """Means [B, D] scaled to length sqrt(D), where a dimension's variance is about 1, as after standardisation."""
+    """Means [B, D] scaled to length sqrt(D): each dimension then has a mean square of about 1, as if standardised."""
     return math.sqrt(mean.shape[1]) * F.normalize(mean, dim=1)
 
 
@@ -99,34 +99,35 @@ def on_sphere(mean: Tensor) -> Tensor:
 class VSSLOptions(PredictorOptions):
     name: Literal["vssl"] = option("vssl", "which method")
     form: Literal["cosine", "gaussian"] = option(
-        "cosine", "gaussian: closed forms, divided by D; cosine: squared distances of means become cosine distances"
+        "cosine", "gaussian: closed forms, divided by D; cosine: cosine distances instead of squared distances of means"
     )
     likelihood: Literal["prior", "predictive"] = option(
         "predictive",
-        "prior: of the student's posterior under the teacher's prior (the variance falls to its bound); predictive: of "
-        "the teacher's mean under the student's density (the variance settles at the squared error)",
+        "prior: likelihood of the student's posterior under the teacher's prior (the variance falls to its bound); "
+        "predictive: of the teacher's mean under the student's density (the variance converges to the squared error)",
     )
     beta: float = option(1.0, "weight of the KL", low=0.0)
-    kappa: float = option(4.0, "cosine form: concentration", low=0.0)
-    decoupled: bool = option(True, "Gaussian form, predictive: variances do not weight the learning of the means")
+    kappa: float = option(4.0, "cosine form: concentration (weight of the cosine distance)", low=0.0)
+    decoupled: bool = option(True, "Gaussian form, predictive: the means' gradient ignores the variances")
     logvar_bound: float = option(2.0, "log-variances lie in (-bound, bound)", low=1e-3, high=20.0)
 
 
 class VSSL(Method):
     """-E_q[log p(x1 | z)] + beta KL(q || p) for both directions, summed.
 
-    The predictor changes only the mean: the variance is the encoder's own, so that the teacher's variance head, the
-    moving average of this one, is trained too. Both heads end in a BatchNorm without affine parameters.
+    The predictor changes only the mean. The variance comes from the encoder itself, so that the encoder's variance head
+    is trained, and with it the teacher's, which is its moving average. Both heads (encoder's mean and predictor) end in
+    a BatchNorm without affine parameters.
 
     ``likelihood``, ``prior``: the expected log-density of the teacher's prior under the student's posterior (in the
-    cosine form: of a sample of it); the student's variance has no optimum but its bound. ``predictive``: the teacher's
+    cosine form: of a sample of it); the optimum of the student's variance is its bound. ``predictive``: the teacher's
     mean under the student's density, whose variance has the fixed point sigma_s^2 = sigma_t^2 = squared error, for
     every beta.
 
-    ``decoupled``, for ``predictive`` in the Gaussian form: means learn as under unit variances, variances as with the
-    means held (stop-gradient), so that no sample's or dimension's uncertainty damps the learning of its mean. The fixed
-    points stay. (The damping and a milder cure: Seitzer et al., arXiv 2203.09168.) The cosine form's means never meet a
-    variance, so there it changes nothing.
+    ``decoupled``, for ``predictive`` in the Gaussian form: means get the gradient of unit variances, variances the
+    gradient of fixed means (stop-gradient). Otherwise a large variance would slow down the learning of its mean
+    (Seitzer et al., arXiv 2203.09168, with a milder remedy). The fixed points stay the same. In the cosine form the
+    means' gradient never depends on a variance, so that the option changes nothing.
     """
 
     Options = VSSLOptions
@@ -134,7 +135,7 @@ class VSSL(Method):
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
-        """BYOL's, so that the two differ in nothing but the objective."""
+        """BYOL's recipe, so that the two methods differ only in the objective."""
         return BYOL.recipe(options, small_images=small_images)
 
     def build(self, backbone: nn.Module, width: int) -> None:
@@ -147,7 +148,7 @@ class VSSL(Method):
         self.teacher = Teacher(self.student)
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
-        """Metrics are those of ``loss``."""
+        """The loss; the metrics are those of ``loss``."""
         with self.autocast():
             _, prior = per_view(self.teacher, views)
             features, posterior = per_view(self._predict, views)
@@ -160,30 +161,30 @@ class VSSL(Method):
 
     @property
     def needs_noise(self) -> bool:
-        """Whether a sample of the posterior is drawn: the closed forms need none."""
+        """Whether the loss draws a sample of the posterior; closed forms do not."""
         return self.options.form == "cosine" and self.options.likelihood == "prior"
 
     def _noise(self, index: Tensor, epoch: Tensor) -> Tensor | None:
-        """Standard normal numbers float32 [2B, D], by (seed, epoch, image, view); None where none are needed."""
+        """Standard normal numbers float32 [2B, D], a function of (seed, epoch, image, view); None if not needed."""
         if not self.needs_noise:
             return None
         streams = (_NOISE_STREAM, _NOISE_STREAM + 1)
         return torch.cat([normal(self.seed, epoch, index, stream, self.options.latent) for stream in streams])
 
     def loss(self, posterior: Gaussian, prior: Gaussian, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """The objective of the student's posteriors and the teacher's priors, [2B, D] each, the first B rows view 1.
+        """The loss for the student's posteriors and the teacher's priors, [2B, D] each, the first B rows view 1.
 
         Args:
-            noise: standard normal [2B, D] where ``needs_noise``.
+            noise: standard normal [2B, D] if ``needs_noise``.
 
         Returns:
             ``loss`` (scalar, mean over B, both directions summed) and detached scalars: ``kl`` and ``log_likelihood``
-            (a direction's mean, as the loss holds them), ``logvar_student``, ``logvar_teacher`` (means), ``on_bound``
+            (means of one direction, as in the loss), ``logvar_student``, ``logvar_teacher`` (means), ``on_bound``
             (share of the student's log-variances within 2 % of their bound), ``cosine`` (of the student's and the
             teacher's means).
         """
         mu_s, logvar_s = posterior.mean.float(), posterior.logvar.float()
-        # Row i of a student's view meets the same image's other view of the teacher.
+        # Row i of the student is compared with the teacher's row of the other view of the same image.
         mu_t, logvar_t = (swap_views(part.detach().float()) for part in prior)
         terms = self._gaussian if self.options.form == "gaussian" else self._cosine
         log_likelihood, kl = terms(mu_s, logvar_s, mu_t, logvar_t, noise)
@@ -227,17 +228,17 @@ class VSSL(Method):
 
     @torch.no_grad()
     def posterior(self, features: Tensor) -> Gaussian:
-        """Mean and log-variance [N, D] that the student's Gaussian head gives to the backbone's features [N, F].
+        """Mean and log-variance [N, D] of the student's Gaussian head for the backbone's features [N, F].
 
-        The predictor has no part in it: it only guesses what the teacher makes of another view. The cosine form's
-        variances are those about a mean of length sqrt(D), so its means are given that length.
+        The predictor is not used: it only predicts the teacher's embedding of another view. The variances of the cosine
+        form refer to means of length sqrt(D), so that its means are scaled to this length.
         """
         mean, logvar = self.student.projector(features)
         return Gaussian(on_sphere(mean) if self.options.form == "cosine" else mean, logvar)
 
     @torch.no_grad()
     def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
-        """As ``Method.predict``; the cosine form's means have length sqrt(D), as in its objective."""
+        """As ``Method.predict``; the means of the cosine form have length sqrt(D), as in the loss."""
         _, (mean, logvar) = self._predict(views)
         _, prior = self.teacher(views)
         target = swap_views(prior.mean)

@@ -1,4 +1,4 @@
-"""Backbones: torchvision's ResNets with their keys, a stem for small images, a ResNet for CPUs, timm's networks."""
+"""Backbones: torchvision's ResNets, with a stem for small images; a ResNet for CPUs; timm's networks."""
 
 import difflib
 
@@ -15,7 +15,7 @@ __all__ = ["build_backbone", "load_backbone_weights"]
 
 
 class ResNet8(nn.Module):
-    """He et al.'s CIFAR ResNet (arXiv 1512.03385, section 4.2) with one block a stage: for CPUs, tests, demonstrations.
+    """He et al.'s CIFAR ResNet (arXiv 1512.03385, section 4.2) with one block per stage, for CPUs and tests.
 
     78 thousand weights, 25 MFLOP at 32x32. [B, 3, H, W] -> [B, 64].
     """
@@ -47,19 +47,19 @@ class ResNet8(nn.Module):
 
 
 def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int]:
-    """A backbone without its classifier, and the width of its features.
+    """Build a backbone without its classifier.
 
     Args:
         config: ``backbone`` names it; ``stem`` is ``imagenet`` (7x7 stride 2 and max-pool), ``cifar`` (3x3 stride 1,
-            padding 1, no pool; the keys stay), or ``auto`` (cifar for small images). ``resnet8`` and timm's networks
+            padding 1, no pool; the same keys), or ``auto`` (cifar for small images). ``resnet8`` and timm's networks
             have stems of their own.
         image_size: side of a view in pixels.
 
     Returns:
-        module ([B, 3, H, W] -> [B, width]) and width.
+        the module ([B, 3, H, W] -> [B, width]) and the width of its features.
 
     Raises:
-        UserError: timm is not installed or has no such network, or a norm that cannot be used (``adopt_norms``).
+        UserError: timm is not installed or has no such network, or a norm is not supported (``adopt_norms``).
     """
     if config.backbone.startswith("timm:"):
         backbone, width = _build_timm(config.backbone.removeprefix("timm:"), config.stem, image_size)
@@ -78,7 +78,7 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
 
 
 def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
-    """A network of timm's (https://github.com/huggingface/pytorch-image-models) with fresh weights."""
+    """A network of timm (https://github.com/huggingface/pytorch-image-models) with random weights."""
     try:
         import timm
     except ImportError as error:
@@ -96,10 +96,10 @@ def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
 
 
 def load_backbone_weights(backbone: nn.Module, path: str) -> None:
-    """Start from given weights: a ``.safetensors`` file with torchvision's keys; a classifier's ``fc.*`` is left out.
+    """Load weights from a ``.safetensors`` file with the backbone's keys; a classifier's ``fc.*`` is ignored.
 
     Raises:
-        UserError: no such file, not safetensors, or keys or shapes that do not fit the backbone.
+        UserError: the file cannot be read, or its keys or shapes do not fit the backbone.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

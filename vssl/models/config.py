@@ -1,4 +1,4 @@
-"""Options of the network that every method trains."""
+"""Options of the backbone that every method trains."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,8 +15,8 @@ class ModelConfig:
     """The backbone; heads belong to the method."""
 
     backbone: str = option(
-        "resnet18", "torchvision's ResNets, a small one for CPUs, or any of timm's", words=(*BACKBONES, "timm:NAME")
+        "resnet18", "a torchvision ResNet, resnet8 (for CPUs), or any timm network", words=(*BACKBONES, "timm:NAME")
     )
-    stem: Literal["auto", "cifar", "imagenet"] = option("auto", "of ResNets; auto: cifar up to 64 pixels a side")
-    sync_batchnorm: bool = option(True, "with several processes: batch statistics are those of all their images")
+    stem: Literal["auto", "cifar", "imagenet"] = option("auto", "stem of ResNets; auto: cifar up to 64 pixels")
+    sync_batchnorm: bool = option(True, "several processes: take batch statistics over the images of all")
     weights: str = option("", "start the backbone from this .safetensors file")

@@ -1,4 +1,4 @@
-"""The momentum teacher: an exponential moving average of a network, buffers and all, and its momentum's schedule."""
+"""The momentum teacher: an exponential moving average of a network with its buffers; the schedule of its momentum."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ __all__ = ["Teacher", "tau_at"]
 
 
 def tau_at(step: int, *, start: float, steps: int) -> float:
-    """The teacher's momentum at a step, counted from 0, of a run of ``steps``: from ``start`` to 1 by a cosine.
+    """The teacher's momentum at ``step`` (counted from 0) of ``steps``: rises from ``start`` to 1 by a cosine.
 
     tau(k) = 1 - (1 - tau_0) (cos(pi k / K) + 1) / 2 (BYOL, arXiv 2006.07733, section 3.2).
     """
@@ -20,13 +20,13 @@ def tau_at(step: int, *, start: float, steps: int) -> float:
 
 
 class Teacher(nn.Module):
-    """theta_t <- tau theta_t + (1 - tau) theta_s, in place; no gradient ever.
+    """theta_t <- tau theta_t + (1 - tau) theta_s, in place, without gradients.
 
     Weights and floating-point buffers (BatchNorm's running statistics) are averaged alike. In its forward pass the
     teacher normalises with the batch's own statistics, as the student does, and never changes its buffers itself.
 
     Args:
-        student: what to copy and to follow; it arrives with norms that ``vssl.models.norm`` knows.
+        student: the network to copy; its norms must be those of ``vssl.models.norm`` (see ``adopt_norms``).
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -36,15 +36,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> object:
-        """What ``network`` says of [B, 3, S, S]."""
+        """The output of ``network`` for images [B, 3, S, S]."""
         return self.network(images)
 
     @torch.no_grad()
     def update(self, student: nn.Module, rate: Tensor) -> None:
         """Move towards the student by ``rate`` = 1 - tau, a float32 scalar on the device; 0 changes nothing.
 
-        That is a step of gradient descent on |theta_t - theta_s|^2 / 2, and torch's fused one, a single kernel for
-        many tensors, reads its rate on the device.
+        This is a step of gradient descent on |theta_t - theta_s|^2 / 2. So torch's fused SGD can do it: one kernel
+        for many tensors, which reads the rate on the device.
         """
         ours, theirs = self.network.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
         averaged = [key for key, value in ours.items() if value.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The encoder, backbone and projector, and how a network sees two views."""
+"""The encoder (backbone and projector), and how a network processes two views."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ Output = TypeVar("Output")
 
 
 class Encoder(nn.Module):
-    """Backbone and projector. The backbone is what a run is for; the projector is the method's.
+    """Backbone and projector. A run exports the backbone; the projector belongs to the method.
 
     Args:
         backbone: [B, 3, S, S] -> features [B, F].
@@ -25,14 +25,14 @@ class Encoder(nn.Module):
         self.projector = projector
 
     def forward(self, images: Tensor) -> tuple:
-        """images [B, 3, S, S] -> features [B, F] and the projector's embedding of them."""
+        """images [B, 3, S, S] -> features [B, F] and the projector's embedding."""
         features = self.backbone(images)
         return features, self.projector(features)
 
 
 def per_view(network: Callable[[Tensor], Output], views: Tensor) -> Output:
-    """Run ``network`` on each half of ``views`` [2B, ...] by itself, as the methods' papers do, so that BatchNorm takes
-    its statistics from one view at a time. What it returns, a tensor or a tuple of them, is joined again: [2B, ...]."""
+    """Run ``network`` on each half of ``views`` [2B, ...] separately, as in the methods' papers. So BatchNorm takes
+    its statistics from one view at a time. The results (tensors or tuples of them) are joined again: [2B, ...]."""
     first, second = (network(view) for view in views.chunk(2))
     return _join(first, second)
 

@@ -20,13 +20,13 @@ class Gaussian(NamedTuple):
 def mlp(
     inputs: int, hidden: int, outputs: int, *, layers: int = 2, bias: bool = True, standardise: bool = False
 ) -> nn.Sequential:
-    """(Linear, BatchNorm, ReLU) for every hidden layer, then Linear. With 2 layers the head of BYOL (arXiv 2006.07733)
-    and MoCo v3 (arXiv 2104.02057), with 3 the expander of VICReg (arXiv 2105.04906).
+    """(Linear, BatchNorm, ReLU) for every hidden layer, then Linear. 2 layers are the head of BYOL (arXiv 2006.07733)
+    and MoCo v3 (arXiv 2104.02057), 3 layers the expander of VICReg (arXiv 2105.04906).
 
     Args:
         inputs, hidden, outputs: widths.
         layers: number of linear layers, at least 2.
-        bias: of the linear layers; MoCo v3 has none.
+        bias: whether the linear layers have a bias; those of MoCo v3 have none.
         standardise: end with a BatchNorm without affine parameters.
     """
     parts: list[nn.Module] = []
@@ -44,10 +44,11 @@ def bounded(raw: Tensor, bound: float) -> Tensor:
 
 
 class GaussianHead(nn.Module):
-    """A projector that ends in a diagonal Gaussian: a hidden layer, then a linear map each for mean and log-variance.
+    """A projector that ends in a diagonal Gaussian: a hidden layer, then one linear map for the mean and one for the
+    log-variance.
 
-    The mean is standardised over the batch (a Gaussian density is not scale-free: without it means and variances
-    shrink together). The log-variance is bounded smoothly to (-bound, bound).
+    The mean is standardised over the batch: the loss depends on the scale of the Gaussian, and without standardisation
+    means and variances would shrink together. The log-variance is bounded smoothly to (-bound, bound).
     [B, inputs] -> Gaussian of [B, outputs].
     """
 

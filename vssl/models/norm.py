@@ -1,4 +1,4 @@
-"""BatchNorm that can leave its running statistics alone, and take the statistics of all processes' batches."""
+"""BatchNorm that can keep its running statistics unchanged, and can take batch statistics over all processes."""
 
 import functools
 from typing import Any
@@ -14,9 +14,9 @@ __all__ = ["BatchNorm1d", "BatchNorm2d", "adopt_norms", "freeze_statistics", "sy
 
 
 class _SharedNorm(_BatchNorm):
-    """Adds a switch to torch's BatchNorm; the keys of the state dict stay.
+    """Adds a switch to torch's BatchNorm; the keys of the state dict stay the same.
 
-    ``synchronised``: in training mode the batch is that of all processes, which must bring equally many samples.
+    ``synchronised``: in training mode take the statistics over all processes, which must have equally many samples.
     (torch.nn.SyncBatchNorm does not run on CPUs.)
     """
 
@@ -26,7 +26,7 @@ class _SharedNorm(_BatchNorm):
         if not (self.training and self.synchronised):
             return super().forward(x)
         y = self._normalise(x)
-        # timm's BatchNormAct2d goes on with these two.
+        # timm's BatchNormAct2d applies these two afterwards.
         for name in ("drop", "act"):
             if hasattr(self, name):
                 y = getattr(self, name)(y)
@@ -67,19 +67,19 @@ class BatchNorm2d(_SharedNorm, nn.BatchNorm2d):
 
 @functools.cache
 def _shared(norm: type) -> type:
-    """The same class with the switch."""
+    """The class ``norm`` with the switch added."""
     return {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}.get(norm) or type(
         f"Shared{norm.__name__}", (_SharedNorm, norm), {}
     )
 
 
 def adopt_norms(module: nn.Module) -> None:
-    """Turn every BatchNorm of torch's or timm's inside ``module`` into one that this module's functions know, in place.
+    """Convert every BatchNorm of torch or timm inside ``module``, in place, so that the functions below work on it.
 
-    Norms without running statistics (LayerNorm, GroupNorm) need nothing.
+    Norms without running statistics (LayerNorm, GroupNorm) stay as they are.
 
     Raises:
-        UserError: a norm with running statistics that would be neither frozen in a teacher nor synchronised.
+        UserError: a norm of another class has running statistics, which could be neither frozen nor synchronised.
     """
     known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
     for name, part in module.named_modules():
@@ -96,11 +96,11 @@ def adopt_norms(module: nn.Module) -> None:
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Let every BatchNorm inside ``module`` normalise with the batch's statistics in training mode, and leave its
-    buffers alone. The teacher needs it: its buffers are the moving average of the student's."""
+    """Let every BatchNorm inside ``module`` normalise with the batch's statistics in training mode, and keep its
+    buffers unchanged. The teacher needs this: its buffers are moving averages of the student's."""
     for part in module.modules():
         if isinstance(part, _BatchNorm):
-            # Torch's own switch; unlike the argument of the same name it keeps the buffers and their use in evaluation.
+            # Unlike the constructor argument of this name, this keeps the buffers, and evaluation mode uses them.
             part.track_running_stats = False
 
 

@@ -1,4 +1,4 @@
-"""Protocols that judge a frozen backbone, one file each; ``tools/evaluate.py`` offers them."""
+"""Protocols that evaluate a frozen backbone, one file each; ``tools/evaluate.py --protocol`` selects one."""
 
 import importlib
 from typing import Protocol
@@ -8,31 +8,31 @@ from vssl.evaluation.offline import OfflineEvaluation
 
 __all__ = ["PROTOCOLS", "EvaluationProtocol", "find_protocol"]
 
-# --protocol, which is also the module's name, and what it measures.
+# The value of --protocol, which is also the module's name, and what it measures.
 PROTOCOLS = {
-    "knn": "weighted kNN (k = 20, T = 0.07, cosine), and how features use their space",
-    "linear": "linear classification of cached features, the best of many learning rates",
+    "knn": "weighted kNN (k = 20, T = 0.07, cosine), and how well features use their dimensions",
+    "linear": "linear classification of cached features; a tenth of train selects the learning rate",
     "uncertainty": "what the variance of each embedding knows (VSSL): selective accuracy, foreign images",
 }
 
 
 class EvaluationProtocol(Protocol):
-    """What a module of this package has."""
+    """What a module of this package must define."""
 
-    takes_foreign: bool  # whether ``foreign`` means anything to it
+    takes_foreign: bool  # whether ``measure`` uses ``foreign``
 
     def measure(self, evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
-        """Plain values for a JSON file: those of ``OfflineEvaluation.report`` and the protocol's own.
+        """Plain values for a JSON file: those of ``OfflineEvaluation.report`` and of the protocol.
 
         Args:
-            foreign: a data set of other images (its val, else its train split); None: none.
+            foreign: a data set of out-of-distribution images (its val split, or train if it has no val); None: none.
 
         Raises:
             UserError: the run lacks what the protocol needs.
         """
 
     def describe(self, report: dict) -> list[str]:
-        """Lines for a person, behind the accuracies."""
+        """Lines of text to print after the accuracies."""
 
 
 def find_protocol(name: str) -> EvaluationProtocol:

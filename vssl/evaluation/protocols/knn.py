@@ -1,4 +1,4 @@
-"""Weighted kNN by cosine similarity, and the health of val's features."""
+"""Weighted kNN by cosine similarity, and diagnostics of val's features."""
 
 from pipelines.formats.packed import Packed
 from vssl.evaluation.health import alignment, feature_std, rankme, uniformity

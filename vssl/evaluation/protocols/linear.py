@@ -1,4 +1,4 @@
-"""Linear classification of cached features; the learning rate is chosen on a part of train."""
+"""Linear classification of cached features; a held-out part of train selects the learning rate."""
 
 from pipelines.formats.packed import Packed
 from vssl.evaluation.linear import linear_predict, select_and_fit

@@ -1,4 +1,4 @@
-"""What the variance knows: kNN accuracy among the most certain images, foreign images, predictions against errors."""
+"""Is the variance an uncertainty? Selective kNN accuracy, out-of-distribution detection, calibration."""
 
 from torch import Tensor
 
@@ -12,8 +12,8 @@ takes_foreign = True
 
 
 def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
-    """As ``EvaluationProtocol.measure``, for each of ``SCORES``; and whether the variance is as large as the errors
-    that it predicts."""
+    """As ``EvaluationProtocol.measure``, for each of ``SCORES``; and the calibration, which compares the predicted
+    variance with the observed squared error."""
     method = evaluation.model.trained_method()
     features, labels = evaluation.features("val")
     ours, theirs = method.posterior(features), None
@@ -33,7 +33,7 @@ def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dic
 
 
 def _errors(evaluation: OfflineEvaluation) -> tuple[Tensor, Tensor]:
-    """Predicted variance and squared error per dimension, means over both views of each of val's images, [N]."""
+    """Predicted variance and squared error of each image of val, means over dimensions and both views, [N] each."""
     method = evaluation.model.trained_method()
 
     def compare(views: Tensor) -> tuple[Tensor, Tensor]:
