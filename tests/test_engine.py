@@ -250,22 +250,6 @@ def wait_for_checkpoint(run_dir, process):
 
 
 @pytest.mark.slow
-def test_sigkill_then_resume_ends_with_the_same_bytes(config, tmp_path):
-    path, common = tmp_path / "c.yaml", ["checkpoint.every_steps=3", "train.epochs=6"]
-    path.write_text(to_yaml(config(*common)))
-    run = tmp_path / "run"
-    killed = start(path)
-    wait_for_checkpoint(run, killed)
-    killed.kill()
-    killed.communicate()
-    assert not (run / "backbone.safetensors").exists()
-    Trainer(config(*common), resume="auto").fit()
-    Trainer(config(*common, f"run.dir={tmp_path / 'whole'}")).fit()
-    exported = [(d / "backbone.safetensors").read_bytes() for d in (run, tmp_path / "whole")]
-    assert exported[0] == exported[1]
-
-
-@pytest.mark.slow
 def test_sigterm_saves_and_exits(config, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(to_yaml(config("checkpoint.every_steps=3", "train.epochs=50")))

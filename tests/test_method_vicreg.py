@@ -6,11 +6,10 @@ import json
 import pytest
 import torch
 from test_distributed import losses, processes  # noqa: F401 (a fixture)
-from training import everything, first_batch
+from training import everything
 
 from pipelines.errors import UserError
 from vssl.collectives import Peers
-from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
 from vssl.engine.trainer import Trainer
 from vssl.methods import build_method
@@ -166,20 +165,6 @@ def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_p
     one, two = (losses(tmp_path / f"on-{n}") for n in (1, 2))
     assert list(one) == list(range(1, 21)) and one[20] < one[1]
     assert two == pytest.approx(one, rel=1e-3)
-
-
-def test_the_step_compiles_as_one_graph_and_equals_the_eager_step(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    torch.compiler.reset()
-    trainers = [Trainer(config("method.name=vicreg", f"run.dir={tmp_path / name}")) for name in "ab"]
-    batch = first_batch(trainers[0])
-    steps = [trainer.train_step for trainer in trainers]
-    assert compile_step(steps[0], batch) is True
-    for step in steps:
-        step.set_schedule(epoch=0, lr=1e-3, probe_lr=0.1, tau=1.0)
-        step(batch)
-    compiled, eager = (step.metrics.read() for step in steps)
-    assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(

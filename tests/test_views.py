@@ -1,19 +1,17 @@
 """The contact sheet of tools/views.py."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from programs import run_program
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTHING_RANDOM = ["augment.scale=[1, 1]", "augment.ratio=[1, 1]", "augment.jitter=0", "augment.gray=0"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/views.py", "-c", "configs/demo.yaml", "data.image_size=8", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return run_program("tools/views.py", "-c", "configs/demo.yaml", "data.image_size=8", *arguments)
 
 
 def test_sheet_shows_originals_and_their_views(digits: Path, tmp_path: Path) -> None:
