@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from programs import run_program
 
+from tools.command import installed
+
 LEAST = ["--images", "20", "--image-size", "32", "--batch-size", "8", "--workers", "1", "--repeats", "2"]
 
 
@@ -41,8 +43,8 @@ def test_loaders_are_compared_on_the_same_photographs(photographs, tmp_path):
         "torchvision, tensors",
         "lightly, BYOLTransform",
     ]
-    needs = {"vssl torch": "ffcv", "lightly, BYOLTransform": "lightly"} | dict.fromkeys(names[1:3], "nvidia")
-    present = [name for name in names if name not in needs or importlib.util.find_spec(needs[name])]
+    needs = {"vssl torch": "ffcv", "lightly, BYOLTransform": "lightly"} | dict.fromkeys(names[1:3], "nvidia.dali")
+    present = [name for name in names if name not in needs or installed(needs[name])]
     files = ["--json", tmp_path / "figures.json", "--plot", tmp_path / "chart.png", "--work", tmp_path / "work"]
     done = compare("--source", photographs, "--max-resolution", 100, *LEAST, *files, "--only", *names)
     assert done.returncode == 0, done.stderr

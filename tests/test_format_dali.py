@@ -85,6 +85,7 @@ def test_the_webdataset_package_reads_the_shards(folder, shards):
 
 
 def test_dalis_own_tools_agree_with_the_index(folder, shards, tmp_path):
+    pytest.importorskip("nvidia.dali")
     creator = pytest.importorskip("wds2idx").IndexCreator
     from nvidia.dali import Pipeline, fn
 

@@ -1,10 +1,11 @@
 """Types for command-line arguments."""
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Callable
 
-__all__ = ["positive", "whole"]
+__all__ = ["installed", "positive", "whole"]
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -30,3 +31,11 @@ def positive(text: str) -> float:
 
 
 positive.__name__ = "number"  # argparse's message names it
+
+
+def installed(module: str) -> bool:
+    """Whether a module, dotted or not, can be imported, without importing it itself."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is missing
+        return False

@@ -1,6 +1,5 @@
 """Every measurement that needs a GPU, as a list of steps. A step runs commands and writes their figures to one file."""
 
-import importlib.util
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
+from tools.command import installed
 from vssl.engine.environment import describe_environment
 from vssl.engine.precision import resolve_device
 from vssl.methods import COMPARED
@@ -163,7 +163,7 @@ def _run(words: list[str], seconds: float) -> list[str]:
 
 def _missing(step: Step) -> str | None:
     """Why a step cannot run here; None if it can."""
-    if step.module and importlib.util.find_spec(step.module.split(".")[0]) is None:
+    if step.module and not installed(step.module):
         return f"{step.module} is not installed"
     if step.data is not None and not step.data.is_dir():
         return f"no packed data set at {step.data}"
@@ -179,6 +179,6 @@ def prepare_smoke() -> None:
     for format, more in options.items():
         out = SMOKE / format
         words = ("tools/convert.py", "--dataset", "digits", "--format", format, "--out", str(out), "--workers", "1")
-        module = {"dali": "nvidia", "ffcv": "ffcv"}.get(format)
-        if module is None or importlib.util.find_spec(module) is not None:
+        module = {"dali": "nvidia.dali", "ffcv": "ffcv"}.get(format)
+        if module is None or installed(module):
             _run([*words, *more], LIMIT)

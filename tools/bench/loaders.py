@@ -8,7 +8,6 @@ All loaders decode photographs (--source); small images (--packed) are pixels in
 import argparse
 import contextlib
 import ctypes
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from tools.bench import peers
 from tools.bench.images import Photographs, Pixels, open_pixels, prepare_photographs
 from tools.bench.setting import Epoch, Setting
 from tools.bench.timing import Rate, Timer
+from tools.command import installed
 from tools.results import check_outputs, report_head
 
 __all__ = ["CANDIDATES", "Candidate", "compare_loaders"]
@@ -46,7 +46,7 @@ class Candidate:
     reads: tuple[type, ...] = (Photographs,)
 
     def installed(self) -> bool:
-        return not self.needs or importlib.util.find_spec(self.needs) is not None
+        return not self.needs or installed(self.needs)
 
 
 def compare_loaders(arguments: argparse.Namespace) -> None:
@@ -232,14 +232,14 @@ def _longest(packed: Packed) -> int:
 
 CANDIDATES = {
     "vssl ffcv": Candidate("crops", _ours("ffcv"), "ffcv"),
-    "vssl dali": Candidate("crops", _ours("dali"), "nvidia"),
+    "vssl dali": Candidate("crops", _ours("dali"), "nvidia.dali"),
     "vssl torch": Candidate("crops", _ours("torch"), "ffcv"),
     "ffcv, two decoders": Candidate("crops", peers.upstream_ffcv, "ffcv"),
-    "DALI, the same operators bare": Candidate("crops", peers.bare_dali, "nvidia"),
+    "DALI, the same operators bare": Candidate("crops", peers.bare_dali, "nvidia.dali"),
     "torchvision, tensors": Candidate("crops", peers.torchvision_crops(peers.read_tensor)),
     "torchvision, PIL": Candidate("crops", peers.torchvision_crops(peers.read_pil)),
     "vssl ffcv, augmented": Candidate("views", _ours_augmented("ffcv"), "ffcv"),
-    "vssl dali, augmented": Candidate("views", _ours_augmented("dali"), "nvidia"),
+    "vssl dali, augmented": Candidate("views", _ours_augmented("dali"), "nvidia.dali"),
     "vssl resident, augmented": Candidate("views", _ours_augmented("resident"), reads=(Pixels,)),
     "torchvision, BYOL's recipe": Candidate("views", peers.torchvision_views, reads=(Photographs, Pixels)),
     "lightly, BYOLTransform": Candidate("views", peers.lightly_views, "lightly", reads=(Photographs, Pixels)),
