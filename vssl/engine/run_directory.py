@@ -1,12 +1,11 @@
 """The run directory: one process may train there, and a run writes its files there."""
 
 import fcntl
-import json
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.files import write_atomically
+from pipelines.files import write_atomically, write_json
 from vssl.config import to_yaml
 from vssl.engine.checkpoint import Checkpoints, load_checkpoint
 from vssl.engine.config import Config
@@ -62,8 +61,7 @@ class RunDirectory:
     def describe(self, config: Config, environment: dict) -> None:
         """Write ``config.yaml`` and ``environment.json``."""
         write_atomically(self.path / "config.yaml", lambda path: path.write_text(to_yaml(config)))
-        text = json.dumps(environment, indent=2) + "\n"
-        write_atomically(self.path / "environment.json", lambda path: path.write_text(text))
+        write_json(self.path / "environment.json", environment)
 
     def close(self) -> None:
         """Release the lock, so that another process can train here."""

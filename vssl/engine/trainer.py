@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import signal
 import sys
 import time
@@ -14,7 +13,7 @@ from pipelines.augment.views import Augment
 from pipelines.batch import Loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
-from pipelines.files import write_atomically
+from pipelines.files import write_json
 from pipelines.formats.packed import Packed, open_packed
 from pipelines.loading.build import build_loader
 from vssl.engine.build import build_step, make_views, prepare_step
@@ -302,7 +301,7 @@ class Trainer:
                 "loss_scale": self.train_step.loss_scale.scale.item(),
                 "last_healthy": self._healthy,
             }
-            write_atomically(path, lambda file: file.write_text(json.dumps(diagnosis, indent=2) + "\n"))
+            write_json(path, diagnosis)
         raise UserError(
             f"the loss or a gradient was not finite in {bad} of the last steps, first in step {first}; they changed "
             f"nothing, the last checkpoint is kept, and {path} has the batch and the last healthy figures: lower "
