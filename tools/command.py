@@ -1,4 +1,4 @@
-"""Types for command-line arguments."""
+"""Types for command-line arguments, and what is installed."""
 
 import argparse
 import importlib.util

@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.errors import UserError, run_command
-from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
+from pipelines.errors import run_command
+from vssl.engine.checkpoint import backbone_weights, export_backbone, load_newest
 
 
 def main() -> None:
@@ -16,10 +16,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run directory or a checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     arguments = parser.parse_args()
-    source = arguments.source
-    state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
-    if state is None:
-        raise UserError(f"{source} holds no whole checkpoint")
+    state = load_newest(arguments.source)
     weights = backbone_weights(state["method"])
     export_backbone(weights, arguments.out)
     print(f"{arguments.out}: {len(weights)} tensors of step {state['step']}")

@@ -236,7 +236,7 @@ def explain(schema: type) -> str:
     rows: dict[str, list[str]] = {}
     for key, field, owners in _fields(schema):
         section, name = key.split(".")
-        default = to_yaml_value(field.default)
+        default = _to_yaml_value(field.default)
         sentence = help_of(field) + (f" ({owners})" if owners else "")
         cells = (f"`{name}`", _accepted(field), f"`{default}`", sentence)
         rows.setdefault(section, []).append("| " + " | ".join(cells) + " |")
@@ -265,7 +265,7 @@ def _accepted(field: dataclasses.Field) -> str:
     return text
 
 
-def to_yaml_value(value: Any) -> str:
+def _to_yaml_value(value: Any) -> str:
     """A single value as a config file writes it."""
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()

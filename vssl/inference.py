@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.augment.views import Augment
 from pipelines.errors import UserError
-from vssl.engine.checkpoint import Checkpoints, load_checkpoint
+from vssl.engine.checkpoint import load_newest
 from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.precision import resolve_device
 from vssl.methods import build_method
@@ -115,9 +115,7 @@ def load(source: str | Path, *, device: str = "auto", config: str | Path | None 
         backbone, _ = build_backbone(settings.model, image_size)
         load_backbone_weights(backbone, str(source))
         return Pretrained(source, settings, backbone, None, None, target)
-    state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
-    if state is None:
-        raise UserError(f"{source} holds no whole checkpoint")
+    state = load_newest(source)
     model = dataclasses.replace(settings.model, weights="")  # only the run's start needed them
     method = build_method(settings.method, model, image_size)
     try:

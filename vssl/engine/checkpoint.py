@@ -17,6 +17,7 @@ __all__ = [
     "backbone_weights",
     "export_backbone",
     "load_checkpoint",
+    "load_newest",
 ]
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -44,6 +45,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
     if not isinstance(state, dict) or "step" not in state or "method" not in state:
         raise UserError(f"{path} is not a checkpoint of this version of the program")
+    return state
+
+
+def load_newest(source: Path) -> dict[str, Any]:
+    """The newest whole checkpoint of a run directory, or the checkpoint that ``source`` is.
+
+    Raises:
+        UserError: there is none.
+    """
+    state = Checkpoints(source / "checkpoints", keep=1).newest() if source.is_dir() else load_checkpoint(source)
+    if state is None:
+        raise UserError(f"{source} holds no whole checkpoint")
     return state
 
 

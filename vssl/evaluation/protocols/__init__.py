@@ -19,8 +19,6 @@ PROTOCOLS = {
 class EvaluationProtocol(Protocol):
     """What a module of this package must define."""
 
-    takes_foreign: bool  # whether ``measure`` uses ``foreign``
-
     def measure(self, evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
         """Plain values for a JSON file: those of ``OfflineEvaluation.report`` and of the protocol.
 

@@ -4,9 +4,7 @@ from pipelines.formats.packed import Packed
 from vssl.evaluation.health import alignment, feature_std, rankme, uniformity
 from vssl.evaluation.offline import OfflineEvaluation
 
-__all__ = ["describe", "measure", "takes_foreign"]
-
-takes_foreign = False
+__all__ = ["describe", "measure"]
 
 _HEALTH = ("feature_std", "rankme", "uniformity", "alignment")
 

@@ -4,9 +4,7 @@ from pipelines.formats.packed import Packed
 from vssl.evaluation.linear import linear_predict, select_and_fit
 from vssl.evaluation.offline import OfflineEvaluation
 
-__all__ = ["describe", "measure", "takes_foreign"]
-
-takes_foreign = False
+__all__ = ["describe", "measure"]
 
 
 def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None, *, epochs: int = 100, seed: int = 0) -> dict:

@@ -6,9 +6,7 @@ from pipelines.formats.packed import Packed
 from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.uncertainty import SCORES, calibration, score_report
 
-__all__ = ["describe", "measure", "takes_foreign"]
-
-takes_foreign = True
+__all__ = ["describe", "measure"]
 
 
 def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
