@@ -28,10 +28,10 @@ class BaseLoader(ABC):
         data, augment, device, train: as for ``build_loader``.
 
     Attributes:
-        copies: whether pixels are copied from host memory to a GPU's memory.
+        copies_pixels: whether pixels are copied from host memory to a GPU's memory.
     """
 
-    copies = True
+    copies_pixels = True
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class BaseLoader(ABC):
         self._reader = reader
         self._running: Generator[Batch] | None = None
         self._closed = False
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._prepare()
 
     @abstractmethod
@@ -119,14 +119,14 @@ class BaseLoader(ABC):
         No memory is overwritten too early. Torch's caching allocator reuses pinned memory only after the non-blocking
         copy from it has finished, and device memory marked by ``record_stream`` only after the step has used it.
         """
-        if self._copies is None:
+        if self._copy_stream is None:
             return batch
-        with torch.cuda.stream(self._copies):
+        with torch.cuda.stream(self._copy_stream):
             batch = Batch(
                 *(part if part.is_cuda else part.pin_memory().to(self.device, non_blocking=True) for part in batch)
             )
         current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self._copies)
+        current.wait_stream(self._copy_stream)
         for tensor in batch:
             tensor.record_stream(current)
         return batch

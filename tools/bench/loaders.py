@@ -76,7 +76,7 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
         "environment": head["environment"] | {"lightly": _version("lightly")},
         "images": described,
         "loading": {key: getattr(data, key) for key in ("image_size", "batch_size", "workers", "prefetch")},
-        "loaders": {name: _describe(name, rate) for name, rate in rates.items()},
+        "loaders": {name: {"task": CANDIDATES[name].task, **rate.report()} for name, rate in rates.items()},
         "ratios": {" / ".join(pair): ratio for pair, ratio in ratios_of(rates).items()},
     }
     if arguments.json:
@@ -116,17 +116,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _describe(name: str, rate: Rate) -> dict:
-    """Plain values for a report."""
-    return {
-        "task": CANDIDATES[name].task,
-        "images_per_second": rate.per_second,
-        "low": rate.low,
-        "high": rate.high,
-        "repeats": rate.repeats,
-    }
 
 
 def measure(images: Photographs | Pixels, data: DataConfig, names: list[str], repeats: int) -> dict[str, Rate]:
@@ -190,9 +179,8 @@ def _ours_augmented(kind: str) -> Callable[[Setting], Epoch]:
         views = torch.compile(augment.views, fullgraph=True, dynamic=False)
 
         def work(batch: Batch) -> None:
-            epoch = torch.tensor(
-                loader.state_dict()["epoch"]
-            )  # an integer would be compiled as a constant, once per epoch
+            # A tensor: an integer would be compiled as a constant, once per epoch.
+            epoch = torch.tensor(loader.state_dict()["epoch"])
             views(batch.pixels, batch.size, batch.index, 0, epoch)
 
         return _epochs_of(loader, work)

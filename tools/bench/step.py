@@ -54,10 +54,7 @@ def describe(rates: dict[str, Rate]) -> dict[str, dict]:
     plain = rates["plain"].per_second
     return {
         name: {
-            "images_per_second": rate.per_second,
-            "low": rate.low,
-            "high": rate.high,
-            "repeats": rate.repeats,
+            **rate.report(),
             "milliseconds": rate.milliseconds,
             "times_plain": rate.per_second / plain,
         }

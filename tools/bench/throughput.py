@@ -196,7 +196,7 @@ class Throughput:
 
     def _copy(self, batch: Batch) -> Rate | None:
         """Copy a batch from pinned memory to the device; None if its pixels are already there or are decoded there."""
-        if self.device.type != "cuda" or not self.loader.copies:
+        if self.device.type != "cuda" or not self.loader.copies_pixels:
             return None
         pinned = [part.cpu().pin_memory() for part in batch]
 
@@ -232,8 +232,7 @@ class Throughput:
         ``network`` is ``forward`` (the method: networks and loss) and ``backward`` together.
         """
         step = self.step
-        micros = zip(*(part.chunk(self.config.train.accumulate) for part in batch), strict=True)
-        made = [step.views(pixels, size, index) for pixels, size, _, index in micros]
+        made = [step.views(pixels, size, index) for pixels, size, _, index in step.micro_batches(batch)]
         with step.ready_views(made):
             forward = self._alone(lambda: step.forward(batch), batch).milliseconds
             network = self._alone(lambda: step.backward(batch), batch).milliseconds
@@ -273,12 +272,5 @@ class Throughput:
 
 
 def _as_stage(rate: Rate, ceiling: float | None) -> dict:
-    stage = {
-        "images_per_second": rate.per_second,
-        "low": rate.low,
-        "high": rate.high,
-        "repeats": rate.repeats,
-        "milliseconds": rate.milliseconds,
-        "cpu_cores": rate.cpu_cores,
-    }
+    stage = {**rate.report(), "milliseconds": rate.milliseconds, "cpu_cores": rate.cpu_cores}
     return stage | ({"floor_fraction": rate.per_second / ceiling} if ceiling else {})

@@ -25,6 +25,10 @@ class Rate:
     milliseconds: float  # per call, in the median block
     cpu_cores: float  # kept busy by this process without its worker processes, in the median block
 
+    def report(self) -> dict:
+        """Plain values for a report, if what is done is images."""
+        return {"images_per_second": self.per_second, "low": self.low, "high": self.high, "repeats": self.repeats}
+
 
 @dataclass(frozen=True)
 class Timer:

@@ -133,7 +133,7 @@ class TrainStep:
         if self.world.size == 1:
             self.backward(batch)
         else:
-            pixels, size, _, index = (part.chunk(self.config.train.accumulate)[0] for part in batch)
+            pixels, size, _, index = self.micro_batches(batch)[0]
             self.views(pixels, size, index)
 
     def set_schedule(self, epoch: int, lr: float, probe_lr: float, tau: float) -> None:
@@ -166,10 +166,11 @@ class TrainStep:
         """For measurements: the forward pass; loss (with its graph) and detached scalars of each micro-batch."""
         return [
             self._forward(self.views(pixels, size, index), index, labels, self.epoch)
-            for pixels, size, labels, index in self._micro_batches(batch)
+            for pixels, size, labels, index in self.micro_batches(batch)
         ]
 
-    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, ...]]:
+    def micro_batches(self, batch: Batch) -> list[tuple[Tensor, ...]]:
+        """The parts of a batch, as ``Batch``, whose gradients a step accumulates."""
         return list(zip(*(part.chunk(self.config.train.accumulate) for part in batch), strict=True))
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
@@ -178,7 +179,7 @@ class TrainStep:
             optimizer.zero_grad(set_to_none=False)
         parts = self.config.train.accumulate
         totals: list[Tensor] = []
-        micros = self._micro_batches(batch)
+        micros = self.micro_batches(batch)
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
                 loss, metrics = self._forward(self.views(pixels, size, index), index, labels, self.epoch)

@@ -33,7 +33,7 @@ class DaliLoader(BaseLoader):
 
     _reader: ShardReader
 
-    copies = False
+    copies_pixels = False
 
     def _prepare(self) -> None:
         self._crops = self._cuts_crops()
@@ -66,7 +66,7 @@ class DaliLoader(BaseLoader):
             return torch.empty((0, *self._shape), dtype=torch.uint8, device=self.device)
         if not self._inputs:
             raise UserError(self._failure)
-        stream = None if self._copies is None else torch.cuda.current_stream(self.device)
+        stream = None if self._copy_stream is None else torch.cuda.current_stream(self.device)
         problem = None
         try:
             pixels, shapes = self._pipeline.outputs(stream)

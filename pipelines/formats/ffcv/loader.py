@@ -76,7 +76,7 @@ class FfcvLoader(BaseLoader):
         return batch, [self._threads.submit(self._fill, part) for part in parts]
 
     def _buffer(self) -> Tensor:
-        if self._copies is None:
+        if self._copy_stream is None:
             return self._buffers.take()
         return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)
 

@@ -26,7 +26,7 @@ class ResidentLoader(BaseLoader):
 
     _reader: ArrayReader
 
-    copies = False
+    copies_pixels = False
 
     def _prepare(self) -> None:
         reader, canvas = self._reader, self._data.canvas
