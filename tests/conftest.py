@@ -118,10 +118,14 @@ def build(packed):
         yield build_one
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture
 def cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+    """The GPU; only for tests marked ``gpu``."""
     return torch.device("cuda")
 
 

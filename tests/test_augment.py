@@ -351,7 +351,6 @@ def test_everything_is_one_graph(count: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_gives_the_same_views_without_a_sync(compiled: bool) -> None:
     pixels, size = canvas(64, 90, 120)

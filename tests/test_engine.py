@@ -27,9 +27,6 @@ def lines(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 @pytest.fixture(scope="module")
 def finished(digits, tmp_path_factory):
     """``(config, run directory)`` of a finished run."""
@@ -58,16 +55,13 @@ def kill_after(config, steps):
     trainer.directory.close()
 
 
-on_gpu = [pytest.mark.gpu, needs_gpu]
-
-
 @pytest.mark.parametrize(
     ("optimizer", "loader", "device"),
     [
         ("adamw", "torch", "cpu"),
         ("lars", "resident", "cpu"),
         ("sgd", "resident", "cpu"),
-        *(pytest.param(optimizer, "resident", "cuda", marks=on_gpu) for optimizer in ("adamw", "lars", "sgd")),
+        *(pytest.param(optimizer, "resident", "cuda", marks=pytest.mark.gpu) for optimizer in ("adamw", "lars", "sgd")),
     ],
 )
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader, device):
@@ -278,7 +272,6 @@ def test_a_signal_saves_and_stops(config, number, code):
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_a_step_never_waits_for_the_device(config):
     trainer = Trainer(config("train.device=cuda"))
     batches = list(trainer.loader)
@@ -292,7 +285,6 @@ def test_a_step_never_waits_for_the_device(config):
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_only_full_batches_are_captured(config):
     """The fourth batch of all is a ragged one; it and all others of its size run as usual."""
     from vssl.engine.capture import CapturedStep
@@ -308,7 +300,6 @@ def test_only_full_batches_are_captured(config):
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
     from vssl.engine.capture import CapturedStep
 

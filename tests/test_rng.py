@@ -126,7 +126,6 @@ def test_compiled_numbers_are_the_same() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_every_device_gives_the_same_numbers() -> None:
     index, epoch = torch.arange(1000), torch.tensor(3)
     assert torch.equal(uniform(0, epoch.cuda(), index.cuda(), 1, 37).cpu(), uniform(0, epoch, index, 1, 37))

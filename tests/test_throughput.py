@@ -221,7 +221,6 @@ def test_a_rate_is_the_work_over_the_time(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("format", "module"), [("resident", "torch"), ("ffcv", "ffcv"), ("dali", "nvidia.dali")])
 def test_what_is_decoded_on_the_host_is_copied(config, tmp_path, format, module):
     pytest.importorskip(module)
