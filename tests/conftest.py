@@ -16,10 +16,12 @@ import torch
 from loading import CPU, DATA, FORMATS, RECIPE, photographs, save
 from packing import image
 from PIL import Image
+from training import SMALL
 
 from pipelines.convert import convert
 from pipelines.formats.packed import open_packed
 from pipelines.loading.build import build_loader
+from vssl.engine.config import load_config
 
 # Packed data
 
@@ -134,21 +136,14 @@ def cuda():
 
 def small_config(data_dir, run_dir, *overrides):
     """A run of a few seconds on the digits; overrides are ``key=value``."""
-    from vssl.engine.config import load_config
-
     settings = [
         f"data.dir={data_dir}",
         f"run.dir={run_dir}",
         "data.limit=320",
         "data.batch_size=32",
         "data.image_size=8",
-        "method.projector_hidden=32",
-        "method.latent=8",
-        "train.epochs=2",
-        "train.compile=false",
-        "train.device=cpu",
         "train.log_every=4",
-        "eval.every=0",
+        *SMALL,
     ]
     return load_config("configs/demo.yaml", [*settings, *overrides])
 

@@ -28,6 +28,7 @@ import yaml
 from children import in_child
 from mutation import mutate, mutate_config
 from PIL import Image
+from training import SMALL
 
 from pipelines.convert import convert
 from pipelines.errors import run_command
@@ -38,19 +39,14 @@ from vssl.engine.config import Config, load_config
 from vssl.engine.trainer import Trainer
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
-SMALL = (
+TINY = (
+    *SMALL,
     "data.image_size=8",
     "data.limit=256",
     "data.batch_size=32",
     "data.workers=1",
-    "method.projector_hidden=32",
     "method.predictor_hidden=16",
-    "method.latent=8",
-    "train.epochs=2",
-    "train.compile=false",
-    "train.device=cpu",
     "train.log_every=2",
-    "eval.every=0",
     "checkpoint.every_steps=1",  # so that many kills hit a checkpoint
 )
 
@@ -118,7 +114,7 @@ def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: 
     """Runs killed at a random moment, resumed, and compared with an undisturbed run."""
 
     def train(run: Path, resume: str | None) -> str:
-        Trainer(load_config(DEMO, [*SMALL, f"data.dir={data}", f"run.dir={run}"]), resume).fit()
+        Trainer(load_config(DEMO, [*TINY, f"data.dir={data}", f"run.dir={run}"]), resume).fit()
         return "done"
 
     with report.row(f"{count} runs killed, then resumed ({name})") as figures:
@@ -157,7 +153,7 @@ def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: 
 def read_epoch(packed_dir: Path) -> str:
     """A digest of an epoch of training batches with every sample in it, or an exception."""
     all_samples = ("data.limit=0", "data.batch_size=16", "data.drop_last=false")
-    config = load_config(DEMO, [*SMALL, f"data.dir={packed_dir}", *all_samples])
+    config = load_config(DEMO, [*TINY, f"data.dir={packed_dir}", *all_samples])
     packed = open_packed(packed_dir)
     device = torch.device("cpu")
     with contextlib.closing(
@@ -215,7 +211,7 @@ def one_step(config: Config) -> Config:
 
 def config_fuzz(report: Report, count: int, data: Path, folder: Path, rng: random.Random) -> None:
     """A config is damaged: it is refused with one line, or it is another valid config, which trains a step."""
-    overrides = [*SMALL, f"data.dir={data}"]
+    overrides = [*TINY, f"data.dir={data}"]
     base = folder / "base.yaml"
     values = yaml.safe_load(DEMO.read_text())
     for override in overrides:
@@ -262,7 +258,7 @@ def resources(report: Report, epochs: int, packed: dict[str, Path]) -> None:
     """Many epochs of every loader, every third one stopped early: memory, threads and open files must not grow."""
 
     def run(loader: str, source: Path) -> str:
-        config = load_config(DEMO, [*SMALL, f"data.dir={source}", f"data.loader={loader}", "data.batch_size=16"])
+        config = load_config(DEMO, [*TINY, f"data.dir={source}", f"data.loader={loader}", "data.batch_size=16"])
         data = open_packed(source)
         device = torch.device("cpu")
         iterate = build_loader(config.data, config.augment, data, "train", train=True, seed=0, device=device)

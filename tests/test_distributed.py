@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
+from training import kill_after
 
 from pipelines.errors import UserError, run_command
 from vssl.collectives import gather_equal
@@ -149,18 +149,7 @@ def test_another_number_of_processes_continues_the_same_run(config, processes, t
     common = (*TWENTY, "data.limit=360", "checkpoint.every_steps=3")
     Trainer(config(*common, f"run.dir={tmp_path / 'whole'}")).fit()
 
-    class Killed(Exception):
-        pass
-
-    def killed(world):
-        def on_step(trainer):
-            if trainer.step == 8:
-                raise Killed
-
-        with suppress(Killed):
-            Trainer(config(*common), None, world, on_step).fit()
-
-    processes(2, killed)
+    processes(2, lambda world: kill_after(config(*common), 8, world))
     resumed = processes(3, train(config(*common), "auto"))
     assert len(set(resumed)) == 1
     assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [6]

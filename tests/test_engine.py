@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import small_config
 from safetensors.torch import load_file
-from training import everything, first_batch
+from training import assert_a_killed_run_ends_the_same, everything, first_batch, kill_after
 
 from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
@@ -38,23 +38,6 @@ def finished(digits, tmp_path_factory):
     return config, run
 
 
-class Killed(Exception):
-    pass
-
-
-def kill_after(config, steps):
-    """Let the process "die" in mid-epoch, without saving at that moment."""
-
-    def on_step(trainer):
-        if trainer.step == steps:
-            raise Killed
-
-    trainer = Trainer(config, on_step=on_step)
-    with pytest.raises(Killed):
-        trainer.fit()
-    trainer.directory.close()
-
-
 @pytest.mark.parametrize(
     ("optimizer", "loader", "device"),
     [
@@ -65,16 +48,8 @@ def kill_after(config, steps):
     ],
 )
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader, device):
-    common = [f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1", "checkpoint.every_steps=3"]
-    common.append(f"train.device={device}")
-    whole = Trainer(config(*common, f"run.dir={tmp_path / 'whole'}"))
-    whole.fit()
-    kill_after(config(*common), steps=14)  # in the second epoch, two steps after a checkpoint
-    resumed = Trainer(config(*common), resume="auto")
-    assert resumed.step == 12
-    resumed.fit()
-    for a, b in zip(everything(whole), everything(resumed), strict=True):
-        assert torch.equal(a, b)
+    overrides = (f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1", f"train.device={device}")
+    assert_a_killed_run_ends_the_same(config, tmp_path, *overrides)
     exported = [(d / "backbone.safetensors").read_bytes() for d in (tmp_path / "whole", tmp_path / "run")]
     assert exported[0] == exported[1]
     assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [12]

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
 import torch
+from training import SMALL
 
 from vssl.engine.config import load_config
 from vssl.engine.trainer import Trainer
@@ -51,16 +52,10 @@ def train(data: Path, run: Path, overrides: tuple[str, ...]) -> list[list[float]
         "data.limit=320",
         "data.batch_size=32",
         "data.image_size=16",
-        "method.projector_hidden=32",
         "method.predictor_hidden=16",
-        "method.latent=8",
-        "train.epochs=2",
-        "train.compile=false",
-        "train.device=cpu",
         "train.log_every=1",
-        "eval.every=0",
     )
-    keys = [f"data.dir={data}", f"run.dir={run}", *small, *EVERY_OPERATION, *overrides]
+    keys = [f"data.dir={data}", f"run.dir={run}", *SMALL, *small, *EVERY_OPERATION, *overrides]
     Trainer(load_config("configs/demo.yaml", keys)).fit()
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [[line["loss"], line["grad_norm"]] for line in lines]

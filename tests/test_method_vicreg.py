@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from test_distributed import losses, processes  # noqa: F401 (a fixture)
-from training import everything
+from training import assert_a_killed_run_ends_the_same
 
 from pipelines.errors import UserError
 from vssl.collectives import Peers
@@ -128,27 +128,8 @@ def test_training_lowers_the_loss_and_does_not_collapse(config, tmp_path):
     assert {"invariance", "variance", "covariance"} <= set(measured[-1])
 
 
-class Killed(Exception):
-    pass
-
-
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path):
-    def kill(trainer):
-        if trainer.step == 14:  # in the second epoch, two steps after a checkpoint
-            raise Killed
-
-    common = ("method.name=vicreg", "checkpoint.every_steps=3")
-    whole = Trainer(config(*common, f"run.dir={tmp_path / 'whole'}"))
-    whole.fit()
-    killed = Trainer(config(*common), on_step=kill)
-    with pytest.raises(Killed):
-        killed.fit()
-    killed.directory.close()
-    resumed = Trainer(config(*common), resume="auto")
-    assert resumed.step == 12
-    resumed.fit()
-    for a, b in zip(everything(whole), everything(resumed), strict=True):
-        assert torch.equal(a, b)
+    assert_a_killed_run_ends_the_same(config, tmp_path, "method.name=vicreg")
 
 
 @pytest.mark.ddp

@@ -1,6 +1,20 @@
-"""What tests of training compare."""
+"""Small trainings, and what tests of training compare."""
+
+import contextlib
 
 import torch
+
+from vssl.engine.trainer import Trainer
+
+# Seconds of training on a CPU.
+SMALL = (
+    "method.projector_hidden=32",
+    "method.latent=8",
+    "train.epochs=2",
+    "train.compile=false",
+    "train.device=cpu",
+    "eval.every=0",
+)
 
 
 def everything(trainer):
@@ -19,6 +33,40 @@ def everything(trainer):
 
     walk(trainer.train_step.state_dict())
     return flat
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(config, steps, world=None):
+    """Train until the process "dies" after a step, without saving at that moment."""
+
+    def on_step(trainer):
+        if trainer.step == steps:
+            raise Killed
+
+    trainer = Trainer(config, None, world, on_step)
+    with contextlib.suppress(Killed):
+        trainer.fit()
+    assert trainer.step == steps < trainer.total_steps
+    if trainer.directory is not None:  # only the first process has one
+        trainer.directory.close()
+
+
+def assert_a_killed_run_ends_the_same(config, tmp_path, *overrides):
+    """Kill a run of 20 steps in its second epoch, two steps after a checkpoint, and resume it: its weights and all else
+    in its state are bit for bit those of a run that was not killed. Returns both trainings."""
+    common = (*overrides, "checkpoint.every_steps=3")
+    whole = Trainer(config(*common, f"run.dir={tmp_path / 'whole'}"))
+    whole.fit()
+    kill_after(config(*common), steps=14)
+    resumed = Trainer(config(*common), resume="auto")
+    assert resumed.step == 12
+    resumed.fit()
+    for a, b in zip(everything(whole), everything(resumed), strict=True):
+        assert torch.equal(a, b)
+    return whole, resumed
 
 
 def first_batch(trainer):
