@@ -17,7 +17,7 @@ demo: $(ready) ## train on the built-in digits, on the CPU or a GPU, into a new 
 	$(python) train.py -c configs/demo.yaml run.dir=runs/demo
 
 test: lint ## lint, then all tests (those for a GPU skip themselves without one)
-	$(python) -m pytest -m ddp # forks, which only a process that has not yet used autograd may do
+	$(python) -m pytest -m ddp --numprocesses auto --maxprocesses 2 # forks, which only a process that has not yet used autograd may do
 	$(python) -m pytest -m "not ddp" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 soak: $(ready) ## kill runs, damage data and configs, run many epochs: one table, in under 20 minutes on two cores

@@ -42,7 +42,7 @@ DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 TINY = (
     *SMALL,
     "data.image_size=8",
-    "data.limit=256",
+    "data.limit=128",
     "data.batch_size=32",
     "data.workers=1",
     "method.predictor_hidden=16",

@@ -20,25 +20,35 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def compare(digits, tmp_path):
-    """``compare(*arguments)``: the program on the digits, its runs in ``tmp_path / "work"``."""
+TWO_ARMS = ("--arm", "cosine method.name=vssl", "--arm", "byol method.name=byol", "--seeds", 0, 1)
 
-    def call(*arguments, overrides=SMALL):
+
+@pytest.fixture(scope="module")
+def compare(digits):
+    """``compare(folder, *arguments)``: the program on the digits, its runs in ``folder / "work"``."""
+
+    def call(folder, *arguments, overrides=SMALL):
         program = ["tools/compare.py", "methods", "-c", "configs/demo.yaml", f"data.dir={digits}"]
-        return run_program(*program, *overrides, "--work", tmp_path / "work", *arguments)
+        return run_program(*program, *overrides, "--work", folder / "work", *arguments)
 
     return call
 
 
-def test_arms_share_all_keys_except_their_own_and_are_averaged_over_seeds(compare, tmp_path):
-    arms = ("--arm", "cosine method.name=vssl", "--arm", "byol method.name=byol", "--seeds", 0, 1)
-    files = ("--json", tmp_path / "m.json", "--plot", tmp_path / "m.png", "--repeats", 2, "--seconds", 0.05)
-    done = compare(*arms, *files)
+@pytest.fixture(scope="module")
+def compared(compare, tmp_path_factory):
+    """The folder of a comparison of two arms, each with two seeds, and what the program printed."""
+    folder = tmp_path_factory.mktemp("compared")
+    files = ("--json", folder / "m.json", "--plot", folder / "m.png")
+    done = compare(folder, *TWO_ARMS, *files, "--repeats", 2, "--seconds", 0.05)
     assert done.returncode == 0, done.stderr
-    assert "kNN, cosine - byol: " in done.stdout
+    return folder, done.stdout
 
-    report = json.loads((tmp_path / "m.json").read_text())
+
+def test_arms_share_all_keys_except_their_own_and_are_averaged_over_seeds(compared):
+    folder, printed = compared
+    assert "kNN, cosine - byol: " in printed
+
+    report = json.loads((folder / "m.json").read_text())
     assert list(report["arms"]) == ["cosine", "byol"]
     for name, arm in report["arms"].items():
         assert [run["seed"] for run in arm["runs"]] == [0, 1]
@@ -54,19 +64,18 @@ def test_arms_share_all_keys_except_their_own_and_are_averaged_over_seeds(compar
     shared = set(first["method"]) & set(second["method"]) - {"name"}
     assert all(first["method"][key] == second["method"][key] for key in shared)
     assert {**first, "method": None} == {**second, "method": None}
-    assert Image.open(tmp_path / "m.png").width > 500
+    assert Image.open(folder / "m.png").width > 500
 
 
-def test_finished_runs_are_kept_and_those_of_another_config_refused(compare, tmp_path):
-    arguments = ("--arm", "plain", "--repeats", 0)
-    assert compare(*arguments).returncode == 0
-    weights = tmp_path / "work" / "plain" / "seed0" / "backbone.safetensors"
-    before = weights.stat().st_mtime_ns
-    again = compare(*arguments)
-    assert again.returncode == 0 and weights.stat().st_mtime_ns == before
-    other = compare(*arguments, overrides=[*SMALL, "train.epochs=2"])
+def test_finished_runs_are_kept_and_those_of_another_config_refused(compare, compared):
+    folder, _ = compared
+    weights = {path: path.stat().st_mtime_ns for path in (folder / "work").glob("*/*/backbone.safetensors")}
+    assert len(weights) == 4
+    assert compare(folder, *TWO_ARMS, "--repeats", 0).returncode == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in weights.items())
+    other = compare(folder, *TWO_ARMS, "--repeats", 0, overrides=[*SMALL, "train.epochs=2"])
     assert other.returncode == 2
-    assert other.stderr.count("\n") == 1 and "plain/seed0 holds a run of another config" in other.stderr
+    assert other.stderr.count("\n") == 1 and "cosine/seed0 holds a run of another config" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -79,7 +88,7 @@ def test_finished_runs_are_kept_and_those_of_another_config_refused(compare, tmp
     ],
 )
 def test_a_mistake_costs_no_training(compare, tmp_path, arguments, message):
-    done = compare(*arguments)
+    done = compare(tmp_path, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
     assert not (tmp_path / "work").exists()

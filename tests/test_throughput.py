@@ -122,11 +122,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, message):
 
 def test_a_throttled_reader_is_found(config):
     def throttle(throughput):
-        throughput.loader = Throttled(throughput.loader, seconds=1.0)
+        throughput.loader = Throttled(throughput.loader, seconds=0.5)
 
     report = measured(config("data.batch_size=8"), throttle)
     assert report["bottleneck"] == "load"
-    assert report["stages"]["load"]["images_per_second"] < 8
+    assert report["stages"]["load"]["images_per_second"] < 16
     assert report["ceiling_fraction"] < 0.5
 
 
@@ -141,8 +141,8 @@ def test_slow_decoding_is_found(config, tmp_path):
 
 def test_an_oversized_augmentation_is_found(config, tmp_path):
     # Views of 8 pixels from images of 512: each pixel of a view is the mean of thousands.
-    data = pack_noise(tmp_path, "resident", side=512, count=16)
-    report = measured(config(f"data.dir={data}", "data.batch_size=16", "data.limit=0"))
+    data = pack_noise(tmp_path, "resident", side=512, count=8)
+    report = measured(config(f"data.dir={data}", "data.batch_size=8", "data.limit=0"))
     assert report["bottleneck"] == "augment"
     assert "augment." in report["advice"] or "data.canvas" in report["advice"]
 
