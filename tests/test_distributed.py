@@ -19,11 +19,12 @@ from torch import nn
 from training import kill_after
 
 from pipelines.errors import UserError, run_command
-from vssl.collectives import gather_equal
+from vssl.collectives import Peers, gather_equal
 from vssl.config import to_yaml
 from vssl.engine.compilation import compile_step
 from vssl.engine.distributed import World, join_world
 from vssl.engine.trainer import Trainer
+from vssl.methods.vssl import implied_gaussian_log_likelihood, implied_log_likelihood
 from vssl.models.norm import BatchNorm1d, BatchNorm2d, synchronise_statistics
 
 pytestmark = pytest.mark.ddp
@@ -137,6 +138,22 @@ def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, size
     assert measured[0] == pytest.approx(measured[1], abs=0.02) and measured[0][0] == measured[1][0]
     environment = json.loads((tmp_path / f"on-{size}" / "environment.json").read_text())
     assert environment["world_size"] == size and environment["derived"]["images_per_process"] == 36 // size
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_the_marginal_of_the_implied_decoder_is_that_of_all_processes(processes, leave_one_out):
+    z, mu, logvar = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
+
+    def implied(rows, peers):
+        arguments = {"temperature": 0.2, "leave_one_out": leave_one_out, "peers": peers}
+        cosine = implied_log_likelihood(z[rows], mu[rows], **arguments)
+        return torch.stack([cosine, implied_gaussian_log_likelihood(z[rows], mu[rows], logvar[rows], **arguments)])
+
+    def work(world):
+        return implied(slice(3 * world.rank, 3 * world.rank + 3), Peers(world.rank, world.size)).tolist()
+
+    found = torch.cat([torch.tensor(part) for part in processes(2, work)], dim=1)
+    torch.testing.assert_close(found, implied(slice(None), Peers()))
 
 
 def test_without_synchronised_statistics_the_copies_stay_equal(config, processes):

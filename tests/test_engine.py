@@ -75,7 +75,7 @@ def test_other_methods_train_in_the_same_engine(config, tmp_path, method):
 
 
 @pytest.mark.parametrize("form", ["gaussian", "cosine"])
-@pytest.mark.parametrize("likelihood", ["prior", "predictive"])
+@pytest.mark.parametrize("likelihood", ["prior", "predictive", "implied"])
 def test_vssl_learns(config, tmp_path, form, likelihood):
     Trainer(config(f"method.form={form}", f"method.likelihood={likelihood}", "optim.lr=0.03", "train.epochs=4")).fit()
     measured = [line for line in lines(tmp_path / "run") if "loss" in line]

@@ -24,17 +24,18 @@ from vssl.engine.trainer import Trainer
 
 RECORD = Path(__file__).with_name("identity.json")
 EVERY_OPERATION = ("augment.flip=0.5", "augment.solarize=[0, 0.2]", "augment.blur=[1, 0.1]")
+PREDICTIVE = ("method.likelihood=predictive", "method.kappa=4")
 ARMS = {
-    "vssl, cosine, predictive": ("method.name=vssl",),
-    "vssl, cosine, prior": ("method.name=vssl", "method.likelihood=prior"),
-    "vssl, gaussian, predictive": ("method.form=gaussian",),
-    "vssl, gaussian, predictive, coupled": ("method.form=gaussian", "method.decoupled=false"),
+    "vssl, cosine, predictive": PREDICTIVE,
+    "vssl, cosine, prior": ("method.likelihood=prior", "method.kappa=4"),
+    "vssl, gaussian, predictive": (*PREDICTIVE, "method.form=gaussian"),
+    "vssl, gaussian, predictive, coupled": (*PREDICTIVE, "method.form=gaussian", "method.decoupled=false"),
     "vssl, gaussian, prior": ("method.form=gaussian", "method.likelihood=prior"),
-    "vssl, two micro-batches, clipped": ("train.accumulate=2", "train.clip_grad=1"),
-    "vssl, no predictor, bicubic": ("method.predictor=false", "augment.interpolation=bicubic"),
+    "vssl, two micro-batches, clipped": (*PREDICTIVE, "train.accumulate=2", "train.clip_grad=1"),
+    "vssl, no predictor, bicubic": (*PREDICTIVE, "method.predictor=false", "augment.interpolation=bicubic"),
     "byol, LARS": ("method.name=byol", "optim.name=lars", "optim.lr=1"),
     "moco_v3, SGD": ("method.name=moco_v3", "optim.name=sgd", "optim.lr=0.1"),
-    "vssl, resnet18, four steps": ("model.backbone=resnet18", "data.limit=64"),
+    "vssl, resnet18, four steps": (*PREDICTIVE, "model.backbone=resnet18", "data.limit=64"),
 }
 
 

@@ -16,6 +16,8 @@ from vssl.methods.vssl import (
     cosine_log_likelihood,
     gaussian_kl,
     gaussian_log_likelihood,
+    implied_gaussian_log_likelihood,
+    implied_log_likelihood,
     predictive_log_likelihood,
 )
 from vssl.models.heads import Gaussian
@@ -75,6 +77,43 @@ def test_cosine_log_likelihood_is_kappa_times_the_cosine(tensors):
     assert_same_value_and_gradient(cosine_log_likelihood(z, mu_p, 3.0), reference, [z, mu_p])
 
 
+@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize("form", ["cosine", "gaussian"])
+def test_implied_log_likelihood_is_bayes_rule_with_the_batch_as_marginal(tensors, form, leave_one_out):
+    z, mu_p, logvar_p, _ = tensors
+    temperature, rows = 0.3, []
+    for i in range(B):
+        if form == "cosine":
+            logs = [F.cosine_similarity(z[i], mu_p[j], dim=0) / temperature for j in range(B)]
+        else:
+            logs = [normal(mu_p[j], logvar_p[j]).log_prob(z[i]).sum() / (D * temperature) for j in range(B)]
+        marginal = [logs[j] for j in range(B) if j != i or not leave_one_out]
+        rows.append(logs[i] - torch.stack(marginal).exp().mean().log())
+    if form == "cosine":
+        inputs = [z, mu_p]
+        ours = implied_log_likelihood(*inputs, temperature, leave_one_out=leave_one_out)
+    else:
+        inputs = [z, mu_p, logvar_p]
+        ours = implied_gaussian_log_likelihood(*inputs, temperature, leave_one_out=leave_one_out)
+    assert ours.shape == (B,)
+    assert_same_value_and_gradient(ours, torch.stack(rows), inputs)
+
+
+def test_the_implied_decoder_of_equal_priors_says_nothing(tensors):
+    z, mu_p, logvar_p, _ = (t.detach() for t in tensors)
+    same, spread = mu_p[:1].expand(B, D), logvar_p[:1].expand(B, D)
+    for leave_one_out in (False, True):
+        torch.testing.assert_close(implied_log_likelihood(z, same, 0.1, leave_one_out=leave_one_out), torch.zeros(B))
+        said = implied_gaussian_log_likelihood(z, same, spread, 0.1, leave_one_out=leave_one_out)
+        torch.testing.assert_close(said, torch.zeros(B), atol=1e-5, rtol=0)
+
+
+def test_with_unit_variances_both_implied_decoders_have_the_same_temperature():
+    z, mu_p = (math.sqrt(D) * F.normalize(torch.randn(B, D), dim=1) for _ in range(2))
+    gaussian = implied_gaussian_log_likelihood(z, mu_p, torch.zeros(B, D), 0.2)
+    torch.testing.assert_close(gaussian, implied_log_likelihood(z, mu_p, 0.2))
+
+
 @pytest.mark.parametrize("kl", [gaussian_kl, lambda *a: cosine_kl(*a, 2.0)])
 def test_a_kl_is_positive_and_zero_only_for_equal_distributions(kl, tensors):
     mu_q, logvar_q, mu_p, logvar_p = tensors
@@ -122,7 +161,7 @@ def test_cosine_form_samples_around_the_students_direction():
     torch.testing.assert_close(loss, 2 * reference.mean())
 
 
-FORMS = [{"form": f, "likelihood": k} for f in ("gaussian", "cosine") for k in ("prior", "predictive")]
+FORMS = [{"form": f, "likelihood": k} for f in ("gaussian", "cosine") for k in ("prior", "predictive", "implied")]
 
 
 @pytest.mark.parametrize("settings", [*FORMS, {"form": "gaussian", "decoupled": False}], ids=str)

@@ -5,6 +5,7 @@ and the cosine terms; its equations were not public to us, so the exact forms be
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from pipelines.options import option
 from pipelines.rng import normal
+from vssl.collectives import Peers
 from vssl.methods.base import Method, Output, PredictorOptions, Recipe, swap_views
 from vssl.methods.byol import BYOL
 from vssl.models.ema import Teacher
@@ -27,10 +29,13 @@ __all__ = [
     "cosine_log_likelihood",
     "gaussian_kl",
     "gaussian_log_likelihood",
+    "implied_gaussian_log_likelihood",
+    "implied_log_likelihood",
     "on_sphere",
     "predictive_log_likelihood",
 ]
 
+_ALONE = Peers()
 _NOISE_STREAM = 1000  # of the counter-based random numbers; streams 0 and 1 belong to the views
 
 
@@ -90,6 +95,64 @@ def cosine_log_likelihood(z: Tensor, mu_p: Tensor, kappa: float) -> Tensor:
     return kappa * F.cosine_similarity(z, mu_p, dim=1)
 
 
+def implied_log_likelihood(
+    z: Tensor, mu_p: Tensor, temperature: float, *, leave_one_out: bool = False, peers: Peers = _ALONE
+) -> Tensor:
+    """log p(x_i | z_i) - log p(x_i), where the decoder is the one that the teacher's priors imply, on directions.
+
+    Bayes' rule: p(x | z) = p(z | x) p(x) / p(z). With log p(z | x_j) = cos(z, mu_p[j]) / T + const and the mean of the
+    batch's priors as the marginal p(z) (a VampPrior: Tomczak and Welling, arXiv 1705.07120), this is
+
+    cos(z_i, mu_p[i]) / T - log 1/B sum_j exp(cos(z_i, mu_p[j]) / T)
+
+    which is InfoNCE, read as a decoder (van den Oord et al., arXiv 1807.03748; Poole et al., arXiv 1905.06922).
+
+    Args:
+        z, mu_p: float32 [B, D]; row i of each belongs to the same image.
+        temperature: T > 0, 1 / concentration of the priors.
+        leave_one_out: the marginal is the mean over the other images, an unbiased estimate (the own image's prior, on
+            which z depends, would bias it); the decoupled loss of Yeh et al., arXiv 2110.06848.
+        peers: the priors of all processes are in the marginal.
+
+    Returns:
+        float32 [B]; at most log B without ``leave_one_out``.
+    """
+    cosines = F.normalize(z, dim=1) @ peers.gather(F.normalize(mu_p, dim=1)).T
+    return _bayes(cosines / temperature, peers.rank * len(z), leave_one_out)
+
+
+def implied_gaussian_log_likelihood(
+    z: Tensor,
+    mu_p: Tensor,
+    logvar_p: Tensor,
+    temperature: float,
+    *,
+    leave_one_out: bool = False,
+    peers: Peers = _ALONE,
+) -> Tensor:
+    """``implied_log_likelihood`` with Gaussian priors: log p(z | x_j) = log N(z; mu_p[j], sigma_p[j]^2) / (D T).
+
+    Without the division by D a few of hundreds of dimensions would decide (the density is tempered: Wenzel et al.,
+    arXiv 2002.02405); with it and unit variances, T means what it means for cosines. Arguments float32 [B, D].
+    """
+    mu, logvar = peers.gather(mu_p), peers.gather(logvar_p)
+    precision = (-logvar).exp()
+    # sum_d (z - mu)^2 / sigma^2 as products of matrices: no [B, B, D].
+    squares = z.square() @ precision.T - 2.0 * z @ (mu * precision).T + (mu.square() * precision).sum(dim=1)
+    log_density = -0.5 * (math.log(2.0 * math.pi) + logvar.mean(dim=1) + squares / z.shape[1])
+    return _bayes(log_density / temperature, peers.rank * len(z), leave_one_out)
+
+
+def _bayes(log_density: Tensor, first: int, leave_one_out: bool) -> Tensor:
+    """log p(z_i | x_i) - log mean_j p(z_i | x_j), [B], from log p(z_i | x_j) [B, N]; x_i is column first + i."""
+    own = first + torch.arange(len(log_density), device=log_density.device)[:, None]
+    log_own = log_density.gather(1, own)[:, 0]
+    count = log_density.shape[1]
+    if leave_one_out:
+        log_density, count = log_density.scatter(1, own, -math.inf), count - 1
+    return log_own - (log_density.logsumexp(dim=1) - math.log(count))
+
+
 def on_sphere(mean: Tensor) -> Tensor:
     """Means [B, D] scaled to length sqrt(D): each dimension then has a mean square of about 1, as if standardised."""
     return math.sqrt(mean.shape[1]) * F.normalize(mean, dim=1)
@@ -101,14 +164,17 @@ class VSSLOptions(PredictorOptions):
     form: Literal["cosine", "gaussian"] = option(
         "cosine", "gaussian: closed forms, divided by D; cosine: cosine distances instead of squared distances of means"
     )
-    likelihood: Literal["prior", "predictive"] = option(
-        "predictive",
-        "prior: likelihood of the student's posterior under the teacher's prior (the variance falls to its bound); "
-        "predictive: of the teacher's mean under the student's density (the variance converges to the squared error)",
+    likelihood: Literal["prior", "predictive", "implied"] = option(
+        "implied",
+        "implied: of the image under the decoder that the teacher's priors imply by Bayes' rule (contrasts a batch); "
+        "predictive: of the teacher's mean under the student's density (the variance converges to the squared error); "
+        "prior: of the student's posterior under the teacher's prior (the variance falls to its bound)",
     )
+    temperature: float = option(0.1, "T, implied likelihood: temperature of the priors", low=1e-6)
+    leave_one_out: bool = option(True, "implied likelihood: an image's own prior is not part of its marginal")
     beta: float = option(1.0, "weight of the KL", low=0.0)
-    kappa: float = option(4.0, "cosine form: concentration (weight of the cosine distance)", low=0.0)
-    decoupled: bool = option(True, "Gaussian form, predictive: the means' gradient ignores the variances")
+    kappa: float = option(0.5, "cosine form: concentration (weight of the cosine distance)", low=0.0)
+    decoupled: bool = option(True, "Gaussian form, not prior: the means' gradient ignores the variances")
     logvar_bound: float = option(2.0, "log-variances lie in (-bound, bound)", low=1e-3, high=20.0)
 
 
@@ -119,15 +185,17 @@ class VSSL(Method):
     is trained, and with it the teacher's, which is its moving average. Both heads (encoder's mean and predictor) end in
     a BatchNorm without affine parameters.
 
-    ``likelihood``, ``prior``: the expected log-density of the teacher's prior under the student's posterior (in the
-    cosine form: of a sample of it); the optimum of the student's variance is its bound. ``predictive``: the teacher's
-    mean under the student's density, whose variance has the fixed point sigma_s^2 = sigma_t^2 = squared error, for
-    every beta.
+    ``likelihood``, ``implied``: the image's likelihood under the decoder that the teacher's priors imply, at the
+    student's mean; the student's variance is trained as under ``predictive``. ``predictive``: the teacher's mean
+    under the student's density, whose variance has the fixed point sigma_s^2 = sigma_t^2 = squared error, for every
+    beta. ``prior``: the expected log-density of the teacher's prior under the student's posterior (in the cosine
+    form: of a sample of it); the optimum of the student's variance is its bound.
 
-    ``decoupled``, for ``predictive`` in the Gaussian form: means get the gradient of unit variances, variances the
-    gradient of fixed means (stop-gradient). Otherwise a large variance would slow down the learning of its mean
-    (Seitzer et al., arXiv 2203.09168, with a milder remedy). The fixed points stay the same. In the cosine form the
-    means' gradient never depends on a variance, so that the option changes nothing.
+    ``decoupled``, for ``implied`` and ``predictive`` in the Gaussian form: means get the gradient of unit
+    variances, variances the gradient of fixed means (stop-gradient). Otherwise a large variance would slow down the
+    learning of its mean (Seitzer et al., arXiv 2203.09168, with a milder remedy). The fixed points stay the same.
+    In the cosine form the means' gradient never depends on the student's variance, so that the option changes
+    nothing.
     """
 
     Options = VSSLOptions
@@ -208,13 +276,23 @@ class VSSL(Method):
             kl = gaussian_kl(mu_s, logvar_s, mu_t, logvar_t)
         elif self.options.decoupled:
             unit, held = torch.zeros_like(logvar_s), mu_s.detach()
-            log_likelihood = predictive_log_likelihood(mu_s, unit, mu_t)
-            log_likelihood = log_likelihood + predictive_log_likelihood(held, logvar_s, mu_t)
+            log_likelihood = predictive_log_likelihood(held, logvar_s, mu_t)
+            if self.options.likelihood == "predictive":
+                log_likelihood = log_likelihood + predictive_log_likelihood(mu_s, unit, mu_t)
             kl = gaussian_kl(mu_s, unit, mu_t, unit) + gaussian_kl(held, logvar_s, mu_t, logvar_t)
         else:
             log_likelihood = predictive_log_likelihood(mu_s, logvar_s, mu_t)
             kl = gaussian_kl(mu_s, logvar_s, mu_t, logvar_t)
-        return log_likelihood / dimensions, kl / dimensions
+        log_likelihood, kl = log_likelihood / dimensions, kl / dimensions
+        if self.options.likelihood == "implied":
+            log_likelihood = log_likelihood + self._implied(implied_gaussian_log_likelihood, mu_s, mu_t, logvar_t)
+        return log_likelihood, kl
+
+    def _implied(self, log_likelihood: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """An implied log-likelihood [2B] of student's and teacher's rows [2B, D], one direction at a time."""
+        options = {"leave_one_out": self.options.leave_one_out, "peers": self.peers}
+        directions = zip(*(part.chunk(2) for part in rows), strict=True)
+        return torch.cat([log_likelihood(*parts, self.options.temperature, **options) for parts in directions])
 
     def _cosine(self, mu_s: Tensor, logvar_s: Tensor, mu_t: Tensor, logvar_t: Tensor, noise: Tensor | None) -> tuple:
         """Log-likelihood and KL, [2B] each."""
@@ -223,7 +301,10 @@ class VSSL(Method):
             log_likelihood = cosine_log_likelihood(direction + (0.5 * logvar_s).exp() * noise, mu_t, kappa)
         else:
             density = predictive_log_likelihood(direction.detach(), logvar_s, on_sphere(mu_t)) / mu_s.shape[1]
-            log_likelihood = cosine_log_likelihood(mu_s, mu_t, kappa) + density
+            if self.options.likelihood == "implied":
+                log_likelihood = self._implied(implied_log_likelihood, mu_s, mu_t) + density
+            else:
+                log_likelihood = cosine_log_likelihood(mu_s, mu_t, kappa) + density
         return log_likelihood, cosine_kl(mu_s, logvar_s, mu_t, logvar_t, kappa)
 
     @torch.no_grad()
