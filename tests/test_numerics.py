@@ -103,4 +103,4 @@ def test_a_collapse_raises_an_alarm_once(config, capsys):
         trainer.train_step.method.student.backbone.layer3[0].downsample[1].bias.fill_(1.0)
     trainer.schedule = dataclasses.replace(trainer.schedule, lr=0.0)
     trainer.fit()
-    assert capsys.readouterr().err.count("collapse: at step 4 feature_std is 0.0") == 1
+    assert capsys.readouterr().err.count("step 4: collapse: feature_std is 0.0") == 1

@@ -16,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.formats.packed import Packed, open_packed
 from pipelines.loading.build import build_loader
+from vssl.engine.alarms import Alarms
 from vssl.engine.build import build_step, make_views, prepare_step
 from vssl.engine.checkpoint import backbone_weights, export_backbone
 from vssl.engine.config import Config, resolve
@@ -30,8 +31,6 @@ from vssl.models.ema import tau_at
 from vssl.optim import Schedule
 
 __all__ = ["Stopped", "Trainer"]
-
-COLLAPSED = 0.05  # a feature_std below this is a collapse; untrained encoders have about 0.4, healthy ones 0.4 to 1
 
 
 class Stopped(Exception):
@@ -119,7 +118,7 @@ class Trainer:
         self.knn_last: float | None = None
         self._signal = self._stop = 0  # the signal that came to this process; the one that all act on
         self._saved_at = time.monotonic()
-        self._alarmed = False
+        self._alarms = Alarms(self.packed.splits["val"].count if self.evaluation.possible else 1)
         self._healthy: dict | None = None  # the last log line whose steps were all finite
         if state is not None:
             self._restore(state)
@@ -279,13 +278,7 @@ class Trainer:
         if not bad:
             self._healthy = {"step": self.step, **values}
         self._logged_step = self.step
-        if values["feature_std"] < COLLAPSED and not self._alarmed:
-            self._alarmed = True
-            print(
-                f"collapse: at step {self.step} feature_std is {values['feature_std']:.3f}; the features of all "
-                "images are nearly the same",
-                file=sys.stderr,
-            )
+        self._tell(self._alarms.of_step(values))
         self._start_clock()
 
     def _diagnose(self, bad: int, first: int) -> None:
@@ -316,6 +309,12 @@ class Trainer:
         if self.step == 0:
             self.knn_first = self.knn_last
         self._write(**measured)
+        if self.knn_first is not None:
+            self._tell(self._alarms.of_knn(self.knn_first, measured["knn_top1"]))
+
+    def _tell(self, alarms: list[str]) -> None:
+        for line in alarms if self.world.is_main else ():
+            print(f"step {self.step}: {line}", file=sys.stderr)
 
     def _save(self) -> None:
         if self.directory is None:  # only the main process has one; the state is the same on all
