@@ -13,18 +13,20 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from vssl.evaluation.accuracy import accuracies, wilson_interval
+from vssl.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from vssl.evaluation.health import alignment, effective_rank, feature_health, feature_std, rankme, uniformity
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.linear import fit_linear, linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import (
+    auroc,
     calibration,
-    direction_score,
-    length_score,
+    excess_area,
     most_certain_half,
-    ood_auroc,
+    nearest_is_right,
+    rank_correlation,
     score_report,
     selective_accuracy,
-    variance_score,
+    uncertainty_scores,
 )
 
 
@@ -204,27 +206,76 @@ def test_the_most_certain_half_by_hand_and_its_error_by_repetition():
 
 
 def test_auroc_counts_pairs():
-    score, foreign = torch.tensor([0.1, 0.4, 0.35]), torch.tensor([0.8, 0.35])
-    pairs = [1.0 if f > s else 0.5 if f == s else 0.0 for s in score for f in foreign]
-    assert ood_auroc(score, foreign) == pytest.approx(np.mean(pairs))
+    low, high = torch.tensor([0.1, 0.4, 0.35]), torch.tensor([0.8, 0.35])
+    pairs = [1.0 if h > x else 0.5 if h == x else 0.0 for x in low for h in high]
+    assert auroc(low, high)[0] == pytest.approx(np.mean(pairs))
 
 
-def test_scores_rank_by_variance_and_the_direction_score_ignores_scale():
-    mean, logvar = torch.randn(5, 8), torch.randn(5, 8)
-    torch.testing.assert_close(variance_score(mean, logvar), logvar.mean(dim=1))
-    torch.testing.assert_close(
-        direction_score(10 * mean, logvar + 2 * math.log(10)), direction_score(mean, logvar), atol=1e-4, rtol=1e-4
+def test_the_standard_error_of_an_auroc_is_that_of_repeated_samples():
+    generator = torch.Generator().manual_seed(0)
+    areas, errors = zip(
+        *(auroc(torch.randn(60, generator=generator), 0.7 + torch.randn(40, generator=generator)) for _ in range(400)),
+        strict=True,
     )
-    assert (direction_score(mean, logvar + 1) > direction_score(mean, logvar)).all()
-    assert torch.equal(length_score(mean, logvar), length_score(mean, logvar + 1))
+    assert np.mean(errors) == pytest.approx(np.std(areas), rel=0.15)
+
+
+def test_the_nearest_image_is_another_one_and_its_label_decides():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [1.0, 1.0]])
+    assert nearest_is_right(features, torch.tensor([0, 0, 1, 2, 0])).tolist() == [True, True, False, False, True]
+    features, labels = torch.randn(1500, 4), torch.randint(3, (1500,))
+    similarity = nn.functional.cosine_similarity(features[:, None], features[None], dim=2).fill_diagonal_(-2)
+    assert torch.equal(nearest_is_right(features, labels), labels[similarity.argmax(dim=1)] == labels)
+
+
+def test_a_perfect_ranking_has_no_excess_area_and_the_worst_has_the_most():
+    correct = torch.arange(100) < 70
+    perfect, worst = (excess_area(correct, score) for score in (torch.arange(100.0), -torch.arange(100.0)))
+    assert perfect["e_aurc"] == pytest.approx(0) and perfect["aurc"] > 0
+    assert worst["e_aurc"] > excess_area(correct, torch.zeros(100))["e_aurc"] > 0.1
+
+
+def test_ence_is_the_mean_relative_error_of_the_deviations():
+    variance = torch.linspace(1, 2, 1000)
+    assert calibration(variance, variance)["ence"] == pytest.approx(0, abs=1e-6)
+    assert calibration(variance, 4 * variance)["ence"] == pytest.approx(1, abs=1e-5)  # twice the deviation
+
+
+def test_rank_correlation_ignores_scale_and_a_constant_has_none():
+    values = torch.randn(50)
+    assert rank_correlation(values, values.exp()) == pytest.approx(1)
+    assert rank_correlation(values, torch.ones(50)) == 0
+
+
+def test_the_controls_do_not_see_the_variance():
+    logvar, features, bank = torch.randn(5, 8), torch.randn(5, 3), torch.randn(30, 3)
+    one, other = (uncertainty_scores(logvars, features, bank, k=2) for logvars in (logvar, logvar + 1))
+    torch.testing.assert_close(one["variance"] + 1, other["variance"])
+    assert torch.equal(one["norm"], other["norm"]) and torch.equal(one["neighbour"], other["neighbour"])
+    torch.testing.assert_close(one["norm"], -features.norm(dim=1).log())
+    distance = 1 - nn.functional.cosine_similarity(features[:, None], bank[None], dim=2)
+    torch.testing.assert_close(one["neighbour"], distance.sort(dim=1).values[:, 1])
+
+
+@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_stronger_corruption_changes_an_image_more(name, side):
+    coarse = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = nn.functional.interpolate(coarse, side, mode="bilinear")
+    changes = [(corrupt(images, name, strength) - images).abs().mean().item() for strength in range(STRENGTHS + 1)]
+    assert changes[0] == 0 and changes == sorted(changes) and changes[1] > 0
+    worst = corrupt(images, name, STRENGTHS)
+    assert worst.shape == images.shape and worst.min() >= 0 and worst.max() <= 1
+    assert torch.equal(worst, corrupt(images, name, STRENGTHS))
 
 
 def test_a_score_report_is_plain_and_its_histograms_are_densities():
     correct, score = torch.arange(100) % 3 > 0, torch.randn(100)
-    report = json.loads(json.dumps(score_report(correct, score, 1 + torch.randn(40), points=10)))
+    report = json.loads(json.dumps(score_report(correct, ~correct, score, 1 + torch.randn(40), points=10)))
     assert report["curve"]["coverage"] == pytest.approx(np.arange(0.1, 1.01, 0.1))
     assert report["curve"]["top1"][-1] == pytest.approx(0.66)
     histogram = report["histogram"]
     for name in ("val", "ood"):
         assert (np.diff(histogram["edges"]) * histogram[name]).sum() == pytest.approx(1)
-    assert score_report(correct, score, None)["ood_auroc"] is None
+    assert score_report(correct, torch.ones(100, dtype=torch.bool), score, None)["ood_auroc"] is None
+    assert score_report(correct, torch.ones(100, dtype=torch.bool), score, None)["r_auroc"] is None

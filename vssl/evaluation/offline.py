@@ -75,6 +75,16 @@ class OfflineEvaluation:
         queries, _ = self.features("val")
         return knn_predict(bank, labels, queries, len(self.packed.classes), k=k, temperature=temperature)
 
+    def images(self, limit: int) -> Tensor:
+        """The first ``limit`` images of val, normalised, float32 [N, 3, S, S] on the device."""
+        found: list[Tensor] = []
+        with self._loader(self.packed, "val") as loader:
+            for batch in loader:
+                found.append(self.model.augment.evaluate(batch.pixels, batch.size))
+                if sum(map(len, found)) >= limit:
+                    break
+        return torch.cat(found)[:limit]
+
     @torch.no_grad()
     def of_views(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Apply ``compute`` to both augmented views [2B, 3, S, S] of each batch of val and join its results:

@@ -5,44 +5,55 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
-    "SCORES",
+    "auroc",
     "calibration",
-    "direction_score",
-    "length_score",
+    "excess_area",
     "most_certain_half",
-    "ood_auroc",
+    "nearest_is_right",
+    "rank_correlation",
     "score_report",
     "selective_accuracy",
-    "variance_score",
+    "uncertainty_scores",
 ]
 
 
-def variance_score(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Mean log-variance over the latent dimensions, [N, D] -> [N]; the higher, the less certain.
+def uncertainty_scores(logvar: Tensor, features: Tensor, bank: Tensor, k: int = 10) -> dict[str, Tensor]:
+    """The variance, and two controls that know nothing of it; the higher, the less certain.
 
-    Up to scale and a constant this is the entropy of the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2. It
-    weights all dimensions equally, whereas a few large variances would dominate the sum of variances.
+    A variance is worth its training only where it says more than they do.
+
+    Args:
+        logvar: log-variances of the posterior [N, D].
+        features: the backbone's, of the same images [N, F].
+        bank: the backbone's features of training images [M, F].
+        k: which neighbour.
+
+    Returns:
+        by name, float32 [N]: ``variance``, the mean log-variance, which is up to scale and a constant the entropy of
+        the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2; ``norm``, minus the log of the features' length (a
+        common baseline: Kirchhof et al., URL, arXiv 2307.03810); ``neighbour``, the cosine distance to the k-th nearest
+        training image (Sun et al., arXiv 2204.06507).
     """
-    return logvar.mean(dim=1)
+    unit = F.normalize(bank.float(), dim=1)
+    rows = F.normalize(features.float(), dim=1).split(1024)  # chunks limit memory
+    nearest = torch.cat([(chunk @ unit.T).topk(min(k, len(unit)), dim=1).values[:, -1] for chunk in rows])
+    return {"variance": logvar.mean(dim=1), "norm": -features.norm(dim=1).log(), "neighbour": 1 - nearest}
 
 
-def length_score(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Minus the log of the mean square of the mean's entries, [N, D] -> [N]: a control that ignores the variance."""
-    return -mean.square().mean(dim=1).log()
+def nearest_is_right(features: Tensor, labels: Tensor) -> Tensor:
+    """Whether the nearest other image by cosine similarity has the same label, bool [N]; its mean is R@1 (Recall at 1).
 
-
-def direction_score(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Mean log-variance relative to the squared length of the mean, [N, D] -> [N]: the sum of the other two scores.
-
-    It estimates the variance of the direction mean / |mean|, to first order sigma^2 / |mean|^2 orthogonal to the mean
-    (delta method). A classifier by cosine similarity compares only directions.
+    features [N, F], N > 1; labels int64 [N].
     """
-    return variance_score(mean, logvar) + length_score(mean, logvar)
-
-
-SCORES = {"variance": variance_score, "direction": direction_score, "length": length_score}
+    unit = F.normalize(features.float(), dim=1)
+    found = []
+    for rows in torch.arange(len(unit), device=unit.device).split(1024):
+        similarity = (unit[rows] @ unit.T).scatter(1, rows[:, None], -torch.inf)
+        found.append(labels[similarity.argmax(dim=1)] == labels[rows])
+    return torch.cat(found)
 
 
 def selective_accuracy(correct: Tensor, score: Tensor) -> Tensor:
@@ -63,6 +74,16 @@ def selective_accuracy(correct: Tensor, score: Tensor) -> Tensor:
     mean = total.index_add(0, group, correct.double()) / group.bincount()
     expected = mean[group.sort().values]
     return expected.cumsum(dim=0) / torch.arange(1, len(score) + 1, device=score.device)
+
+
+def excess_area(correct: Tensor, score: Tensor) -> dict[str, float]:
+    """``aurc``, the area under the curve of the error rate over coverage, 0 is best; ``e_aurc``, what of it a score
+    that ranks all right answers before all wrong ones would not have (Geifman et al., arXiv 1805.08206).
+
+    Arguments as in ``selective_accuracy``.
+    """
+    aurc, least = (1 - selective_accuracy(correct, by).mean().item() for by in (score, 1.0 - correct.float()))
+    return {"aurc": aurc, "e_aurc": aurc - least}
 
 
 def most_certain_half(correct: Tensor, score: Tensor) -> dict[str, float]:
@@ -108,33 +129,50 @@ def calibration(variance: Tensor, error: Tensor, bins: int = 10) -> dict:
 
     Returns:
         ``predicted`` and ``observed``: the mean of each in each group; ``ratio``: mean error over mean variance,
-        1 if the variance is right on average; ``correlation``: Spearman's rank correlation of both over the images.
+        1 if the variance is right on average; ``ence``: the expected normalised calibration error over the groups,
+        mean |sqrt(observed) - sqrt(predicted)| / sqrt(predicted) (Levi et al., arXiv 1905.11659, equation 8);
+        ``correlation``: Spearman's rank correlation of both over the images.
     """
-    from scipy.stats import spearmanr
-
     groups = variance.argsort().tensor_split(bins)
+    predicted, observed = (torch.stack([values[group].mean() for group in groups]) for values in (variance, error))
     return {
-        "predicted": [variance[group].mean().item() for group in groups],
-        "observed": [error[group].mean().item() for group in groups],
+        "predicted": predicted.tolist(),
+        "observed": observed.tolist(),
+        "ence": ((observed.sqrt() - predicted.sqrt()).abs() / predicted.sqrt()).mean().item(),
         "ratio": (error.mean() / variance.mean()).item(),
-        "correlation": float(spearmanr(variance.cpu().numpy(), error.cpu().numpy()).statistic),
+        "correlation": rank_correlation(variance, error),
     }
 
 
-def ood_auroc(score: Tensor, foreign_score: Tensor) -> float:
-    """Area under the ROC curve of detecting out-of-distribution images by their uncertainty: the share of pairs of one
-    image of each kind in which the out-of-distribution image is less certain. 0.5 is chance. Scores [N] and [M]."""
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's, of two tensors [N]: from -1 to 1; 0 if one of them is constant."""
+    from scipy.stats import spearmanr
+
+    if one.min() == one.max() or other.min() == other.max():
+        return 0.0
+    return float(spearmanr(one.cpu().numpy(), other.cpu().numpy()).statistic)
+
+
+def auroc(low: Tensor, high: Tensor) -> tuple[float, float]:
+    """Area under the ROC curve of telling two groups apart by a score, scores [N] and [M]: the share of pairs in which
+    the one of ``high`` is higher, 0.5 is chance; and its standard error (Hanley and McNeil, Radiology 143, 1982)."""
     from sklearn.metrics import roc_auc_score
 
-    foreign = torch.cat([torch.zeros(len(score)), torch.ones(len(foreign_score))])
-    return float(roc_auc_score(foreign.numpy(), torch.cat([score, foreign_score]).cpu().numpy()))
+    group = torch.cat([torch.zeros(len(low)), torch.ones(len(high))])
+    area = float(roc_auc_score(group.numpy(), torch.cat([low, high]).cpu().numpy()))
+    first, second = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (len(high) - 1) * (first - area**2) + (len(low) - 1) * (second - area**2)
+    return area, math.sqrt(max(variance, 0.0) / (len(low) * len(high)))
 
 
-def score_report(correct: Tensor, score: Tensor, foreign: Tensor | None, points: int = 50, bins: int = 40) -> dict:
+def score_report(
+    correct: Tensor, found: Tensor, score: Tensor, foreign: Tensor | None, points: int = 50, bins: int = 40
+) -> dict:
     """Everything that is measured of an uncertainty score, as plain values.
 
     Args:
-        correct: bool [N].
+        correct: bool [N], whether the classifier is right.
+        found: bool [N], of ``nearest_is_right``.
         score: [N], the uncertainty of the same images.
         foreign: [M], the uncertainty of out-of-distribution images; None: there are none.
         points: number of points of the curve.
@@ -142,20 +180,26 @@ def score_report(correct: Tensor, score: Tensor, foreign: Tensor | None, points:
 
     Returns:
         ``mean`` and ``std`` of the score, ``most_certain_half``, ``area`` under the selective accuracy curve and
-        ``points`` of it (``coverage``, ``top1``), ``ood_auroc`` (None without out-of-distribution images),
-        ``histogram``: edges of the bins and densities.
+        ``points`` of it (``coverage``, ``top1``), ``aurc`` and ``e_aurc``; ``r_auroc``, the AUROC of telling by the
+        score whether the nearest image has the right label (Kirchhof et al., arXiv 2307.03810; None if all have or none
+        has), and ``r_auroc_standard_error``; ``ood_auroc`` (None without out-of-distribution images); ``histogram``:
+        edges of the bins and densities.
     """
     curve = selective_accuracy(correct, score)
     kept = sorted({max(1, round(len(curve) * point / points)) for point in range(1, points + 1)})
     samples = {"val": score.cpu().numpy()} | ({} if foreign is None else {"ood": foreign.cpu().numpy()})
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
     densities = {name: np.histogram(values, edges, density=True)[0].tolist() for name, values in samples.items()}
+    r_auroc = auroc(score[found], score[~found]) if found.any() and not found.all() else (None, None)
     return {
         "mean": score.mean().item(),
         "std": score.std().item(),
         "most_certain_half": most_certain_half(correct, score),
         "area": curve.mean().item(),
-        "ood_auroc": None if foreign is None else ood_auroc(score, foreign),
+        **excess_area(correct, score),
+        "r_auroc": r_auroc[0],
+        "r_auroc_standard_error": r_auroc[1],
+        "ood_auroc": None if foreign is None else auroc(score, foreign)[0],
         "curve": {
             "coverage": [count / len(curve) for count in kept],
             "top1": [curve[count - 1].item() for count in kept],

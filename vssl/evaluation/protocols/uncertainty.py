@@ -1,33 +1,71 @@
-"""Is the variance an uncertainty? Selective kNN accuracy, out-of-distribution detection, calibration."""
+"""Is the variance an uncertainty? Errors, calibration, corruptions and foreign images, with controls."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from pipelines.formats.packed import Packed
+from vssl.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from vssl.evaluation.offline import OfflineEvaluation
-from vssl.evaluation.uncertainty import SCORES, calibration, score_report
+from vssl.evaluation.uncertainty import (
+    calibration,
+    nearest_is_right,
+    rank_correlation,
+    score_report,
+    uncertainty_scores,
+)
 
 __all__ = ["describe", "measure"]
 
+CORRUPTED = 500  # images, each in 20 states
+MEANINGLESS = 0.1  # a rank correlation of variance and error below this says nothing
+
 
 def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
-    """As ``EvaluationProtocol.measure``, for each of ``SCORES``; and the calibration, which compares the predicted
-    variance with the observed squared error."""
+    """As ``EvaluationProtocol.measure``: for the variance and each control ``score_report`` and ``corruptions``, the
+    rank correlation with the strength of each corruption; R@1; the calibration, which compares the predicted variance
+    with the observed squared error."""
     method = evaluation.model.trained_method()
+    bank, _ = evaluation.features("train")
     features, labels = evaluation.features("val")
-    ours, theirs = method.posterior(features), None
+
+    def scores(features: Tensor) -> dict[str, Tensor]:
+        return uncertainty_scores(method.posterior(features).logvar, features, bank)
+
     votes = evaluation.knn_votes()
-    correct = votes.argmax(dim=1) == labels
-    report = evaluation.report("uncertainty", votes, labels)
+    correct, found = votes.argmax(dim=1) == labels, nearest_is_right(features, labels)
+    report = evaluation.report("uncertainty", votes, labels) | {"r_at_1": found.float().mean().item()}
+    theirs = None
     if foreign is not None:
         split = "val" if "val" in foreign.splits else "train"
-        theirs = method.posterior(evaluation.extract(foreign, split)[0])
-        report["ood"] = {"dataset": foreign.dataset, "split": split, "count": len(theirs.mean)}
+        theirs = scores(evaluation.extract(foreign, split)[0])
+        report["ood"] = {"dataset": foreign.dataset, "split": split, "count": len(theirs["variance"])}
     report["scores"] = {
-        name: score_report(correct, score(*ours), None if theirs is None else score(*theirs))
-        for name, score in SCORES.items()
+        name: score_report(correct, found, score, None if theirs is None else theirs[name])
+        for name, score in scores(features).items()
     }
+    for corruption in CORRUPTIONS:
+        strengths, by_score = _corrupted(evaluation, corruption, scores)
+        for name, score in by_score.items():
+            report["scores"][name].setdefault("corruptions", {})[corruption] = rank_correlation(strengths, score)
     report["calibration"] = calibration(*_errors(evaluation))
     return report
+
+
+def _corrupted(
+    evaluation: OfflineEvaluation, corruption: str, scores: Callable[[Tensor], dict[str, Tensor]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Strength 0 to 5 and the scores of each corrupted image, [6 N] each."""
+    config, device = evaluation.model.config.augment, evaluation.model.device
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (config.mean, config.std))
+    images = (evaluation.images(CORRUPTED) * std + mean).clamp(0, 1)
+    parts = [
+        scores(evaluation.model.features((corrupt(images, corruption, strength) - mean) / std))
+        for strength in range(STRENGTHS + 1)
+    ]
+    strengths = torch.arange(STRENGTHS + 1).repeat_interleave(len(images))
+    return strengths, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _errors(evaluation: OfflineEvaluation) -> tuple[Tensor, Tensor]:
@@ -43,19 +81,33 @@ def _errors(evaluation: OfflineEvaluation) -> tuple[Tensor, Tensor]:
 
 
 def describe(report: dict) -> list[str]:
-    lines = []
+    lines = [f"R@1, the nearest other image has the right label: {report['r_at_1']:.4f}"]
     for name, score in report["scores"].items():
         half = score["most_certain_half"]
         lines.append(
             f"by {name}, the most certain half: {half['top1']:.4f} +- {half['standard_error']:.4f}, better than all by "
-            f"{half['difference']:+.4f} +- {half['difference_standard_error']:.4f}; area under the curve: "
-            f"{score['area']:.4f}"
+            f"{half['difference']:+.4f} +- {half['difference_standard_error']:.4f}; AURC {score['aurc']:.4f}, E-AURC "
+            f"{score['e_aurc']:.4f}"
         )
+        if score["r_auroc"] is not None:
+            lines.append(f"by {name}, R-AUROC: {score['r_auroc']:.4f} +- {score['r_auroc_standard_error']:.4f}")
         if score["ood_auroc"] is not None:
             lines.append(f"by {name}, AUROC against {report['ood']['dataset']}: {score['ood_auroc']:.4f}")
+        found = ", ".join(f"{corruption} {value:+.2f}" for corruption, value in score["corruptions"].items())
+        lines.append(f"by {name}, rank correlation with the strength of corruptions: {found}")
     groups = report["calibration"]
     lines.append(
-        f"squared error over predicted variance: {groups['ratio']:.3f}, rank correlation over the images: "
-        f"{groups['correlation']:.3f}"
+        f"squared error over predicted variance: {groups['ratio']:.3f}, ENCE over tenths of the images: "
+        f"{groups['ence']:.3f}, rank correlation over the images: {groups['correlation']:.3f}"
     )
+    return lines + _warnings(report)
+
+
+def _warnings(report: dict) -> list[str]:
+    """Where the variance means nothing, in words."""
+    variance, lines = report["scores"]["variance"], []
+    if report["calibration"]["correlation"] < MEANINGLESS:
+        lines.append("warning: the variance does not follow the error that it should predict")
+    if variance["r_auroc"] is not None and variance["r_auroc"] < 0.5 + 2 * variance["r_auroc_standard_error"]:
+        lines.append("warning: the variance does not tell right neighbours from wrong ones")
     return lines
