@@ -185,6 +185,9 @@ def test_knn_uses_the_whole_training_split(run, digits, evaluate, tmp_path):
     assert [report["top1"], report["top5"]] == pytest.approx([expected["top1"], expected["top5"]])
     assert report["top1_interval"] == pytest.approx(expected["top1_interval"])
     assert f"knn top-1: {expected['top1']:.4f}" in out
+    wide = knn_predict(model.features(train), train_labels, model.features(val), 10, k=200, temperature=0.1)
+    assert report["wide"]["top1"] == pytest.approx(accuracies(wide, val_labels)["top1"])
+    assert f"with k=200, T=0.1: {report['wide']['top1']:.4f}" in out
     assert "--protocol knn" in report["command"] and report["environment"]["hardware"]["cpu"]
     assert 1 <= report["rankme"] <= 64 and 0 < report["feature_std"] < 1.1
     assert -4 < report["uniformity"] < 0 < report["alignment"] < 4

@@ -7,6 +7,7 @@ from vssl.evaluation.offline import OfflineEvaluation
 __all__ = ["describe", "measure"]
 
 _HEALTH = ("feature_std", "rankme", "uniformity", "alignment")
+_WIDE = {"k": 200, "temperature": 0.1}  # the setting of lightly's benchmarks, to compare with their figures
 
 
 def measure(
@@ -15,10 +16,12 @@ def measure(
     """As ``EvaluationProtocol.measure``; ``k`` and ``temperature`` as in ``knn_predict``."""
     features, labels = evaluation.features("val")
     votes = evaluation.knn_votes(k=k, temperature=temperature)
+    wide = evaluation.report("knn", evaluation.knn_votes(**_WIDE), labels)
     both_views = evaluation.of_views(lambda views: evaluation.model.backbone(views).chunk(2))
     return evaluation.report("knn", votes, labels) | {
         "k": k,
         "temperature": temperature,
+        "wide": {**_WIDE, **{key: wide[key] for key in ("top1", "top5", "top1_interval")}},
         "feature_std": feature_std(features).item(),
         "rankme": rankme(features).item(),
         "uniformity": uniformity(features).item(),
@@ -27,4 +30,6 @@ def measure(
 
 
 def describe(report: dict) -> list[str]:
-    return [f"{name}: {report[name]:.4g}" for name in _HEALTH]
+    wide = report["wide"]
+    line = f"knn top-1 with k={wide['k']}, T={wide['temperature']}: {wide['top1']:.4f}"
+    return [line, *(f"{name}: {report[name]:.4g}" for name in _HEALTH)]
