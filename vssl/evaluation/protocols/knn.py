@@ -7,7 +7,7 @@ from vssl.evaluation.offline import OfflineEvaluation
 __all__ = ["describe", "measure"]
 
 _HEALTH = ("feature_std", "rankme", "uniformity", "alignment")
-_WIDE = {"k": 200, "temperature": 0.1}  # the setting of lightly's benchmarks, to compare with their figures
+_WIDE_K, _WIDE_TEMPERATURE = 200, 0.1  # the setting of lightly's benchmarks, to compare with their figures
 
 
 def measure(
@@ -16,12 +16,16 @@ def measure(
     """As ``EvaluationProtocol.measure``; ``k`` and ``temperature`` as in ``knn_predict``."""
     features, labels = evaluation.features("val")
     votes = evaluation.knn_votes(k=k, temperature=temperature)
-    wide = evaluation.report("knn", evaluation.knn_votes(**_WIDE), labels)
+    wide = evaluation.report("knn", evaluation.knn_votes(k=_WIDE_K, temperature=_WIDE_TEMPERATURE), labels)
     both_views = evaluation.of_views(lambda views: evaluation.model.backbone(views).chunk(2))
     return evaluation.report("knn", votes, labels) | {
         "k": k,
         "temperature": temperature,
-        "wide": {**_WIDE, **{key: wide[key] for key in ("top1", "top5", "top1_interval")}},
+        "wide": {
+            "k": _WIDE_K,
+            "temperature": _WIDE_TEMPERATURE,
+            **{key: wide[key] for key in ("top1", "top5", "top1_interval")},
+        },
         "feature_std": feature_std(features).item(),
         "rankme": rankme(features).item(),
         "uniformity": uniformity(features).item(),
