@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from importlib.util import find_spec
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_new_iterator_ends_the_previous_one(build, kind):
     assert sorted([*first.index.tolist(), *whole(rest).index.tolist()]) == sorted(
         whole(epoch_of(loader)).index.tolist()
     )
+
+
+def test_resident_images_are_in_memory_once_while_a_loader_holds_them(build):
+    first, second = build("resident"), build("resident", train=False)
+    assert pixels_of(first) == pixels_of(second) and pixels_of(build("resident", split="val")) != pixels_of(first)
+    held = weakref.ref(first._pixels)
+    first.close()
+    assert held() is not None and len(next(iter(second)).index) == 8
+    second.close()
+    assert held() is None
+
+
+def pixels_of(loader):
+    return loader._pixels.data_ptr()
 
 
 def test_the_interpreter_ends_though_a_loader_was_never_closed(folders):

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Generator
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipelines.batch import Batch
 from pipelines.errors import UserError
@@ -15,6 +17,10 @@ __all__ = ["ResidentLoader"]
 
 _CHUNK = 1024  # images copied to the device at once
 _HEADROOM = 0.9  # largest share of the free device memory that the images may take; the model needs memory too
+
+
+# The pixels that open loaders hold, by file and device: evaluation reads the training split that is there already.
+_pixels: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 
 
 class ResidentLoader(BaseLoader):
@@ -36,15 +42,24 @@ class ResidentLoader(BaseLoader):
                 f"{self._packed.dir}: images are {side} pixels long, more than data.canvas={canvas}: "
                 f"set data.canvas={side} or pack again with --max-resolution {canvas}"
             )
-        if self.device.type == "cuda":
-            self._check_memory(math.prod(reader.shape))
-        self._pixels = torch.empty(reader.shape, dtype=torch.uint8, device=self.device)
-        for start in range(0, len(self._pixels), _CHUNK):
-            chunk = reader.canvases(start, start + _CHUNK)
-            self._pixels[start : start + len(chunk)] = torch.from_numpy(chunk)
+        status = reader.path.stat()
+        key = (status.st_dev, status.st_ino, status.st_mtime_ns, str(self.device))
+        pixels = _pixels.get(key)
+        if pixels is None:
+            pixels = _pixels[key] = self._upload(reader)
+        self._pixels = pixels
         self._sizes = torch.from_numpy(reader.sizes).to(self.device)
         self._labels = torch.from_numpy(reader.labels).to(self.device)
         reader.close()
+
+    def _upload(self, reader: ArrayReader) -> Tensor:
+        if self.device.type == "cuda":
+            self._check_memory(math.prod(reader.shape))
+        pixels = torch.empty(reader.shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, len(pixels), _CHUNK):
+            chunk = reader.canvases(start, start + _CHUNK)
+            pixels[start : start + len(chunk)] = torch.from_numpy(chunk)
+        return pixels
 
     def _check_memory(self, needed: int) -> None:
         free, _ = torch.cuda.mem_get_info(self.device)

@@ -12,11 +12,16 @@ __all__ = ["ArrayReader"]
 
 
 class ArrayReader:
-    """Maps one array; each image is at the top left of a canvas, all of one size. ``shape``: of the array."""
+    """Maps one array; each image is at the top left of a canvas, all of one size.
+
+    Attributes:
+        shape: of the array.
+        path: its file.
+    """
 
     def __init__(self, folder: Path, split: str) -> None:
         self._source = folder, split
-        self._path = folder / f"{split}.npy"
+        self.path = folder / f"{split}.npy"
         pixels, self.labels, self.sizes = open_arrays(folder, split)
         self._pixels: Any = pixels  # None once closed
         self.shape: tuple[int, int, int, int] = self._pixels.shape
@@ -27,14 +32,14 @@ class ArrayReader:
 
     def image(self, index: int) -> np.ndarray:
         height, width = self.sizes[index]
-        self._checksums.check(index, self._pixels[index], self._path)
+        self._checksums.check(index, self._pixels[index], self.path)
         return np.array(self._pixels[index, :height, :width])
 
     def canvases(self, start: int, stop: int) -> np.ndarray:
         """uint8 [n, H, W, 3], a copy of the whole canvases of samples ``start`` to ``stop - 1``."""
         canvases = np.array(self._pixels[start:stop])
         for index, canvas in enumerate(canvases, start):
-            self._checksums.check(index, canvas, self._path)
+            self._checksums.check(index, canvas, self.path)
         return canvases
 
     def close(self) -> None:
