@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import stat
 import threading
 import time
 from collections import deque
@@ -25,12 +26,13 @@ from pipelines.formats.protocol import Writer
 from pipelines.formats.staging import staged
 from pipelines.images import ImageError, Recipe, Sample, decode, prepare
 from pipelines.sources import load_source
-from pipelines.sources.base import SourceSplit
+from pipelines.sources.base import FileSlice, Image, Source, SourceSplit
 
 __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
 
 DIGITS_DIR = Path("data/digits-resident")  # where the programs expect the digits, and pack them when they are absent
 
+_SKIP_HINT = "--on-error skip leaves such images out"
 _CHUNK = 16  # images per task of a worker; stopping waits for the tasks in progress
 _VERIFY_CHUNK = 2048  # samples per task of a worker; each task reads the split's table
 
@@ -85,6 +87,8 @@ def convert(
     try:
         with staged(out, may_replace) as folder:
             loaded = load_source(dataset, source)
+            if on_error == "fail":
+                _refuse_unusable(loaded)
             recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
             skipped, started = [], time.perf_counter()
             for name, split in loaded.splits.items():
@@ -124,15 +128,24 @@ def verify(dir: Path, workers: int = 0) -> Packed:
     return packed
 
 
+def _refuse_unusable(source: Source) -> None:
+    """Before anything is packed: what a source could not list."""
+    for split in source.splits.values():
+        for name, reason in split.unusable.items():
+            raise UserError(f"{name}: {reason} ({_SKIP_HINT})")
+
+
 def _pack_split(
     split: SourceSplit, writer: Writer, name: str, recipe: Recipe, workers: int, on_error: str
 ) -> list[dict[str, str]]:
     """Write a split's files; returns what was skipped."""
-    skipped = []
-    chunks = [split.images[i : i + _CHUNK] for i in range(0, len(split.names), _CHUNK)]
+    skipped = [{"split": name, "file": file, "reason": reason} for file, reason in split.unusable.items()]
+    images = iter(split.images)
+    chunks = iter(lambda: list(itertools.islice(images, _CHUNK)), [])
     # Pixels that are only copied gain nothing from a second process.
     workers = 1 if isinstance(split.images, np.ndarray) and recipe.quality is None else _cores(workers)
-    prepared = _map_in_order(functools.partial(_prepare_chunk, recipe), chunks, min(workers, len(chunks)))
+    workers = min(workers, -(-len(split.names) // _CHUNK))
+    prepared = _map_in_order(functools.partial(_prepare_chunk, recipe), chunks, workers)
     with closing(prepared), _progress(len(split.names), name) as progress:
         samples = itertools.chain.from_iterable(prepared)
         for sample, file, label in zip(samples, split.names, split.labels.tolist(), strict=True):
@@ -141,27 +154,37 @@ def _pack_split(
             elif on_error == "skip":
                 skipped.append({"split": name, "file": file, "reason": sample})
             else:
-                raise UserError(f"{file}: {sample} (--on-error skip leaves such images out)")
+                raise UserError(f"{file}: {sample} ({_SKIP_HINT})")
             progress.update()
-    if len(skipped) == len(split.names):
-        first = f"{skipped[0]['file']} {skipped[0]['reason']}"
-        raise UserError(f"none of the {len(skipped)} images of {name} can be used; the first: {first}")
+    if len(skipped) == len(split.names) + len(split.unusable):
+        first = f"{skipped[-len(split.names)]['file']} {skipped[-len(split.names)]['reason']}"
+        raise UserError(f"none of the {len(split.names)} images of {name} can be used; the first: {first}")
     writer.close()
     return skipped
 
 
-def _prepare_chunk(recipe: Recipe, images: Iterable[str] | np.ndarray) -> list[Sample | str]:
+def _prepare_chunk(recipe: Recipe, images: Iterable[Image]) -> list[Sample | str]:
     """Each image's sample, or why there is none."""
     return [_prepare(image, recipe) for image in images]
 
 
-def _prepare(image: str | np.ndarray, recipe: Recipe) -> Sample | str:
+def _prepare(image: Image, recipe: Recipe) -> Sample | str:
     try:
-        return prepare(Path(image).read_bytes() if isinstance(image, str) else image, recipe)
+        return prepare(image if isinstance(image, (bytes, np.ndarray)) else _read(image), recipe)
     except ImageError as error:
         return str(error)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+
+
+def _read(image: str | FileSlice) -> bytes:
+    """A file's content, or that of a part of it. Opening anything but a regular file could wait for ever."""
+    path, start, length = image if isinstance(image, FileSlice) else (image, 0, -1)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ImageError("is not a regular file")
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
 def _verify_chunk(folder: Path, format: str, split: str, rows: range) -> str | None:

@@ -18,6 +18,14 @@ def image(seed: int, height: int, width: int) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def touch(root: Path, *files: str) -> Path:
+    """Files that are no images: a source lists them by name and does not open them."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"x")
+    return root
+
+
 def spoil(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])

@@ -1,23 +1,58 @@
 """What every source gives: the images of its splits, in their final order, with labels and class names."""
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pipelines.errors import UserError
 
-__all__ = ["Source", "SourceModule", "SourceSplit", "existing_folder", "from_arrays"]
+__all__ = ["FileSlice", "Image", "Source", "SourceModule", "SourceSplit", "existing_folder", "from_arrays"]
+
+
+class FileSlice(NamedTuple):
+    """An image file that is stored within another file."""
+
+    path: str
+    start: int  # bytes
+    length: int
+
+
+Image = (
+    str | FileSlice | bytes | np.ndarray
+)  # the path of a file, a part of a file, a file's content, or pixels uint8 [H, W, 3]
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """Images in their final order."""
+    """Images in their final order.
 
-    images: list[str] | np.ndarray  # N paths of files, or pixels uint8 [N, H, W, 3]
+    ``images`` can be iterated over several times, and need not hold them all in memory.
+    """
+
+    images: Iterable[Image] | np.ndarray  # N; an array is uint8 [N, H, W, 3]
     names: list[str]  # N, for messages and the manifest: a file's path below the source
     labels: np.ndarray  # int64 [N], place in the classes; -1: none
+    unusable: dict[str, str] = field(default_factory=dict)  # what could not even be listed, by name: the reason
+
+    def select(self, mask: np.ndarray) -> "SourceSplit":
+        """The images at which ``mask``, bool [N], is true."""
+        images = self.images[mask] if isinstance(self.images, np.ndarray) else _Selected(self.images, mask)
+        return replace(self, images=images, names=list(itertools.compress(self.names, mask)), labels=self.labels[mask])
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """Some of a split's images; the others are passed over."""
+
+    images: Iterable[Image]
+    mask: np.ndarray
+
+    def __iter__(self) -> Iterator:
+        return itertools.compress(self.images, self.mask)
 
 
 @dataclass(frozen=True)
@@ -32,7 +67,7 @@ class SourceModule(Protocol):
     """What the module of a source offers."""
 
     def load(self, dataset: str, source: Path | None) -> Source:
-        """List the images of a data set; files are not opened yet.
+        """List the images of a data set; image files are not opened yet.
 
         Args:
             dataset: its name in ``sources.SOURCES``, for messages, and for modules that have several.

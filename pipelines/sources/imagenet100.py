@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.sources.base import Source, existing_folder
-from pipelines.sources.listing import class_folders
+from pipelines.sources.listing import class_folders, first_of, list_folder
 
 __all__ = ["IMAGENET100", "load"]
 
@@ -28,17 +28,41 @@ IMAGENET100 = tuple(_IDS.split())
 
 
 def load(dataset: str, source: Path | None) -> Source:
-    """The 100 classes from an ImageNet-1k tree, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``."""
+    """The 100 classes from an ImageNet-1k tree, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; or those of Kaggle's
+    ImageNet-100, ``train.X1/<wnid>/*.JPEG`` and so on, and ``val.X/<wnid>/*.JPEG``.
+    """
     root = existing_folder(dataset, source)
-    if not (root / "train").is_dir():
+    folders = {split: _folders(root, split) for split in ("train", "val")}
+    if not folders["train"]:
         raise UserError(f"{root}: no train/ folder in it")
+    classes = IMAGENET100 if folders["train"] == [root / "train"] else _kaggle_classes(root, folders["train"])
     splits = {}
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
+    for split, places in folders.items():
+        if not places:
             logger.warning("warning: %s: no %s/ folder, so there will be no evaluation images", root, split)
             continue
-        missing = [wnid for wnid in IMAGENET100 if not (root / split / wnid).is_dir()]
+        missing = [name for name in classes if not any((place / name).is_dir() for place in places)]
         if missing:
-            raise UserError(f"{root / split}: {len(missing)} of the 100 classes are missing, the first is {missing[0]}")
-        splits[split] = class_folders(root, root / split, IMAGENET100, IMAGENET100)
-    return Source(IMAGENET100, splits)
+            raise UserError(f"{places[0]}: {len(missing)} of the 100 classes are missing, the first is {missing[0]}")
+        splits[split] = class_folders(root, places, classes)
+    return Source(classes, splits)
+
+
+def _folders(root: Path, split: str) -> list[Path]:
+    """The folders that hold a split's class folders: ``train``, or Kaggle's ``train.X1``, ``train.X2``, ..."""
+    names = list_folder(root)[0]
+    return [root / name for name in ([split] if split in names else names) if name.partition(".X")[0] == split]
+
+
+def _kaggle_classes(root: Path, folders: list[Path]) -> tuple[str, ...]:
+    """Kaggle's ImageNet-100 has its own 100 classes, which ``Labels.json`` lists."""
+    classes = tuple(sorted({name for folder in folders for name in list_folder(folder)[0]}))
+    if len(classes) != 100:
+        raise UserError(
+            f"{root}: {first_of([f'{folder.name}/' for folder in folders])} hold {len(classes)} classes, not 100"
+        )
+    if classes != IMAGENET100:
+        logger.warning(
+            "note: %s: its 100 classes are not those of arXiv 1906.05849; accuracies cannot be compared", root
+        )
+    return classes

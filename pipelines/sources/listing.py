@@ -10,55 +10,100 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.sources.base import SourceSplit
 
-__all__ = ["SUFFIXES", "class_folders", "first_of", "from_files", "is_image", "list_folder", "tell_ignored"]
+__all__ = ["NO_IMAGE", "class_folders", "first_of", "from_files", "is_image", "list_folder", "tell_ignored"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+_UNSUPPORTED = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw")
+NO_IMAGE = f"holds no image ({' '.join(_SUFFIXES)})"
 
 
-def class_folders(root: Path, folder: Path, names: Sequence[str], classes: Sequence[str]) -> SourceSplit:
-    """The images of the class folders ``names``, at any depth, labelled by their place in ``classes``.
+def class_folders(root: Path, folders: Sequence[Path], classes: Sequence[str]) -> SourceSplit:
+    """The images of class folders, at any depth, labelled by their place in ``classes``.
+
+    Links are followed, but every folder is read once in a split: a link to a folder that is read anyway, or to one
+    around it, is left out with a note. A class folder without an image is among the split's ``unusable``.
 
     Args:
         root: images are named by their path below it.
-        folder: holds the class folders; files that are not images are ignored with a note.
+        folders: hold the class folders; a class may have one in each, or none. Files that are not images are ignored
+            with a note.
+        classes: the names of the class folders; others are not read.
 
     Raises:
-        UserError: a class folder holds no image.
+        UserError: a folder cannot be listed, or none of the class folders holds an image.
     """
-    paths: list[str] = []
+    walk = _Walk(folders)
     labels: list[int] = []
-    ignored: list[str] = []
-    place = {name: index for index, name in enumerate(classes)}
-    for name in names:
-        before = len(paths)
-        _walk(folder / name, paths, ignored, set())
-        if len(paths) == before:
-            raise UserError(f"{folder / name}: holds no image ({' '.join(SUFFIXES)})")
-        labels += [place[name]] * (len(paths) - before)
-    tell_ignored(folder, ignored)
-    return from_files(root, paths, labels)
+    unusable: dict[str, str] = {}
+    for label, name in enumerate(classes):
+        for place in (folder / name for folder in folders if (folder / name).is_dir()):
+            before = len(walk.images)
+            walk.enter(place)
+            labels += [label] * (len(walk.images) - before)
+            if len(walk.images) == before:
+                unusable[place.relative_to(root).as_posix()] = NO_IMAGE
+    walk.tell()
+    if not walk.images:
+        raise UserError(f"{root / min(unusable)}: {NO_IMAGE}")
+    return from_files(root, walk.images, labels, unusable)
 
 
-def _walk(folder: Path, paths: list[str], ignored: list[str], above: set[tuple[int, int]]) -> None:
-    """Collect images in sorted order; links are followed, but never in a loop."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    folders, files = list_folder(folder)
-    for file in files:
-        if is_image(file):
-            paths.append(f"{folder}/{file}")
-        else:
-            ignored.append(file)
-    for name in folders:
-        _walk(folder / name, paths, ignored, above | {here})
+class _Walk:
+    """Collects the images below folders of a split, in sorted order."""
+
+    def __init__(self, tops: Sequence[Path]) -> None:
+        """``tops``: the folders of the split; what lies in them is read at its own place, whatever links to it."""
+        self.images: list[str] = []
+        self._top = tops[0]
+        self._real_tops = [top.resolve() for top in tops]
+        self._seen: set[tuple[int, int]] = set()
+        self._ignored: list[str] = []
+        self._left_out: list[str] = []  # links
+
+    def enter(self, folder: Path) -> None:
+        """Collect the images of a folder, unless it is or will be read at another place."""
+        if (folder.is_symlink() and self._leads_back(folder)) or not self._is_new(folder):
+            self._left_out.append(folder.name)
+            return
+        folders, files = list_folder(folder)
+        for file in files:
+            if is_image(file):
+                self.images.append(f"{folder}/{file}")
+            else:
+                self._ignored.append(file)
+        for name in folders:
+            self.enter(folder / name)
+
+    def tell(self) -> None:
+        """Log what was left out."""
+        tell_ignored(self._top, self._ignored)
+        if self._left_out:
+            logger.warning(
+                "note: %s: left out %d links to folders that are read elsewhere: %s",
+                self._top,
+                len(self._left_out),
+                first_of(self._left_out),
+            )
+
+    def _leads_back(self, link: Path) -> bool:
+        """Whether a link's target lies in the split's folders, or around them or the link."""
+        target = link.resolve()
+        inside = any(target.is_relative_to(top) for top in self._real_tops)
+        return inside or any(place.is_relative_to(target) for place in (link.parent.resolve(), *self._real_tops))
+
+    def _is_new(self, folder: Path) -> bool:
+        status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in self._seen:
+            return False
+        self._seen.add(identity)
+        return True
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders (hidden ones left out) and of the files in ``folder``, sorted.
+    """Names of the folders (hidden ones left out) and of everything else in ``folder``, sorted.
 
     Raises:
         UserError: it cannot be read.
@@ -67,7 +112,7 @@ def list_folder(folder: Path) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_dir():
+                if not _is_folder(entry):
                     files.append(entry.name)
                 elif not entry.name.startswith("."):
                     folders.append(entry.name)
@@ -76,21 +121,37 @@ def list_folder(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    # is_dir() raises an error for a link that leads to itself; os.path.isdir() does not, but is slow for many files.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
 def is_image(file: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return not file.startswith(".") and file.lower().endswith(SUFFIXES)
+    """Whether a file's name is that of an image that can be read."""
+    return not file.startswith(".") and file.lower().endswith(_SUFFIXES)
 
 
-def from_files(root: Path, paths: list[str], labels: list[int]) -> SourceSplit:
+def from_files(root: Path, paths: list[str], labels: list[int], unusable: dict[str, str] | None = None) -> SourceSplit:
     """A split of image files, named by their path below ``root``."""
     names = [Path(path).relative_to(root).as_posix() for path in paths]
-    return SourceSplit(paths, names, np.array(labels, np.int64))
+    return SourceSplit(paths, names, np.array(labels, np.int64), unusable or {})
 
 
 def tell_ignored(folder: Path, ignored: list[str]) -> None:
-    """Log how many files in ``folder`` are left out, if any are."""
-    if ignored:
-        logger.warning("note: %s: ignored %d files that are not images: %s", folder, len(ignored), first_of(ignored))
+    """Log which files in ``folder`` are left out, if any are: images of unsupported kinds, and other files."""
+    unsupported = [file for file in ignored if file.lower().endswith(_UNSUPPORTED) and not file.startswith(".")]
+    others = [file for file in ignored if file not in set(unsupported)]
+    if unsupported:
+        kinds = " ".join(sorted({Path(file).suffix.lower() for file in unsupported}))
+        logger.warning(
+            "warning: %s: left out %d images of unsupported kinds (%s), convert them to PNG first: %s",
+            folder,
+            len(unsupported),
+            kinds,
+            first_of(unsupported),
+        )
+    if others:
+        logger.warning("note: %s: ignored %d files that are not images: %s", folder, len(others), first_of(others))
 
 
 def first_of(names: Sequence[str]) -> str:
