@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 FOLDERS = ("pipelines", "vssl", "tools")
-OPTIONAL = ("ffcv", "nvidia.dali", "timm", "tensorboard", "torch.utils.tensorboard")
+OPTIONAL = ("ffcv", "nvidia.dali", "pyarrow", "timm", "tensorboard", "torch.utils.tensorboard")
 
 
 def module_names(root: Path) -> list[str]:

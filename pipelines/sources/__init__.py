@@ -19,6 +19,8 @@ SOURCES = {
     "cifar100": "cifar",
     "in100": "imagenet100",
     "folder": "folder",
+    "parquet": "parquet",
+    "webdataset": "webdataset",
 }
 
 

@@ -1,4 +1,5 @@
-"""CIFAR-10 and CIFAR-100 from their official Python archives (Krizhevsky: Learning Multiple Layers of Features, 2009).
+"""CIFAR-10 and CIFAR-100 from their official Python archives (Krizhevsky: Learning Multiple Layers of Features, 2009),
+or from Parquet files.
 
 The batches in the archives are pickles. Every archive is read by an unpickler that can rebuild numpy arrays and call
 nothing else; a download must also have the published checksum before it is opened.
@@ -19,13 +20,14 @@ from tqdm import tqdm
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
+from pipelines.sources import parquet
+from pipelines.sources.archive import read_members
 from pipelines.sources.base import Source, from_arrays
 
 __all__ = ["ARCHIVES", "DOWNLOADS", "URL", "Archive", "load"]
 
 DOWNLOADS = Path("data/downloads")  # below the working directory
 URL = "https://www.cs.toronto.edu/~kriz/"
-_MAX_MEMBER = 2**30  # bytes; the largest real one has 155 MB
 
 
 class Archive(NamedTuple):
@@ -69,17 +71,19 @@ ARCHIVES = {
 
 
 def load(dataset: str, source: Path | None) -> Source:
-    """Read CIFAR, whose test set becomes val; pixels are uint8 [N, 32, 32, 3].
+    """Read CIFAR, whose test set becomes val; pixels are uint8 [N, 32, 32, 3], image files in Parquet files.
 
     Args:
         dataset: cifar10 or cifar100.
-        source: the archive, a folder that holds it, or the unpacked folder; None: ``data/downloads``, downloaded if it
-            is not there.
+        source: the archive, a folder that holds it, the unpacked folder, or a folder of Parquet files; None:
+            ``data/downloads``, downloaded if it is not there.
 
     Raises:
         UserError: nothing found, no network, a wrong checksum, or a layout that is not CIFAR's.
     """
     archive = ARCHIVES[dataset]
+    if source is not None and parquet.is_snapshot(source):
+        return parquet.read_snapshot(source, archive.classes)
     names = (*archive.train, archive.test, archive.meta)
     place = _download(archive) if source is None else _find(archive, source)
     read = _read_folder if place.is_dir() else _read_archive
@@ -134,21 +138,19 @@ def _read_folder(archive: Archive, folder: Path, names: tuple[str, ...]) -> dict
 
 
 def _read_archive(archive: Archive, path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Read the wanted members into memory; nothing is unpacked, and an archive with an unsafe member is refused."""
-    found = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
-                wanted = folder == archive.folder and name in names
-                if member.name.startswith("/") or ".." in member.name.split("/"):
-                    raise UserError(f"{path}: refused, its member {member.name!r} points outside")
-                if not (member.isfile() or member.isdir()) or member.size > _MAX_MEMBER or (wanted and name in found):
-                    raise UserError(f"{path}: refused, its member {member.name!r} is a link, too large or there twice")
-                if wanted and (file := tar.extractfile(member)) is not None:  # None: a folder
-                    found[name] = file.read()
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a tar archive: {error}") from error
+    """Read the wanted members into memory."""
+
+    def wanted(member: tarfile.TarInfo) -> bool:
+        folder, _, name = member.name.removeprefix("./").rpartition("/")
+        return folder == archive.folder and name in names
+
+    found: dict[str, bytes] = {}
+    for member, content in read_members(path, wanted):
+        if content is not None:
+            name = member.name.rpartition("/")[2]
+            if name in found:
+                raise UserError(f"{path}: refused, its member {member.name!r} is there twice")
+            found[name] = content
     for name in names:
         if name not in found:
             raise UserError(f"{path}: no {archive.folder}/{name} in it")

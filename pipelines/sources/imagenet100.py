@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.sources import parquet
 from pipelines.sources.base import Source, existing_folder
 from pipelines.sources.listing import class_folders, first_of, list_folder
 
@@ -29,9 +30,11 @@ IMAGENET100 = tuple(_IDS.split())
 
 def load(dataset: str, source: Path | None) -> Source:
     """The 100 classes from an ImageNet-1k tree, ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; or those of Kaggle's
-    ImageNet-100, ``train.X1/<wnid>/*.JPEG`` and so on, and ``val.X/<wnid>/*.JPEG``.
+    ImageNet-100, ``train.X1/<wnid>/*.JPEG`` and so on, and ``val.X/<wnid>/*.JPEG``; or those of Parquet files.
     """
     root = existing_folder(dataset, source)
+    if parquet.is_snapshot(root):
+        return parquet.read_snapshot(root, 100)
     folders = {split: _folders(root, split) for split in ("train", "val")}
     if not folders["train"]:
         raise UserError(f"{root}: no train/ folder in it")

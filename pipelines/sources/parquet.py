@@ -1,0 +1,134 @@
+"""Parquet files as Hugging Face's ``datasets`` writes them: a column of image files, and one of labels."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.sources.base import Source, existing_folder
+from pipelines.sources.shards import Listed, Value, find_shards, number_labels, split_shards
+
+__all__ = ["is_snapshot", "load", "read_snapshot"]
+
+_SUFFIX = ".parquet"
+_BATCH = 64  # images in memory at a time
+_BUFFER = 2**20  # bytes; without it a whole row group would be read at once
+
+
+def load(dataset: str, source: Path | None) -> Source:
+    """See ``base.SourceModule``."""
+    return read_snapshot(existing_folder(dataset, source))
+
+
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder holds Parquet files, or one of its folders does."""
+    return bool(find_shards(folder, _SUFFIX))
+
+
+def read_snapshot(root: Path, classes: int | None = None) -> Source:
+    """Read the labels of a folder of Parquet files; the images are read batch by batch when they are iterated over.
+
+    Args:
+        root: the files lie in it or in its only folder that has any; their names tell the split.
+        classes: how many classes there must be; None: any number.
+
+    Raises:
+        UserError: pyarrow is missing, a file cannot be read, or there is no column of images.
+    """
+    splits = split_shards(root, _SUFFIX)
+    columns = _columns(splits["train"][0])
+    if classes is not None and len(columns.classes or ()) != classes:
+        found = "no" if columns.classes is None else len(columns.classes)
+        raise UserError(f"{splits['train'][0]}: names {found} classes, not {classes}")
+    return number_labels({split: _list(paths, columns) for split, paths in splits.items()}, columns.classes)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str  # of image files, or of structs with the member bytes
+    label: str | None
+    classes: list[str] | None  # names of the labels 0, 1, ...
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The content of image files, b"" where there is none."""
+
+    paths: list[Path]
+    column: str
+
+    def __iter__(self) -> Iterator[bytes]:
+        for path in self.paths:
+            with _opened(path) as file:
+                for batch in file.iter_batches(_BATCH, columns=[_leaf(path, file.schema_arrow, self.column)]):
+                    images = batch.column(0)
+                    for image in images.flatten()[0] if images.type.num_fields else images:
+                        yield image.as_py() or b""
+
+
+def _list(paths: list[Path], columns: _Columns) -> Listed:
+    names: list[str] = []
+    values: list[Value] = []
+    for path in paths:
+        with _opened(path) as file:
+            _leaf(path, file.schema_arrow, columns.image)
+            count = file.metadata.num_rows
+            names += [f"{path.name}[{row}]" for row in range(count)]
+            labelled = columns.label in file.schema_arrow.names
+            values += file.read([columns.label]).column(0).to_pylist() if labelled else [None] * count
+        if not all(value is None or isinstance(value, (int, str)) for value in values):
+            raise UserError(f"{path}: its column {columns.label} holds neither whole numbers nor text")
+    return Listed(_Images(paths, columns.image), names, values, {})
+
+
+def _columns(path: Path) -> _Columns:
+    with _opened(path) as file:
+        schema = file.schema_arrow
+    features = _features(schema)
+    kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
+    images = ["image", "img", *(name for name, kind in kinds.items() if kind == "Image")]
+    labels = ["label", "fine_label", *(name for name, kind in kinds.items() if kind == "ClassLabel")]
+    image = next((name for name in images if name in schema.names), None)
+    label = next((name for name in labels if name in schema.names), None)
+    if image is None:
+        raise UserError(f"{path}: has no column of images (image or img), only {', '.join(schema.names)}")
+    return _Columns(image, label, features.get(label or "", {}).get("names"))
+
+
+def _features(schema: Any) -> dict[str, dict]:
+    """What ``datasets`` says of each column; empty if another program wrote the file."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _leaf(path: Path, schema: Any, column: str) -> str:
+    """The column of the image files' content, in the form in which pyarrow reads only that."""
+    import pyarrow as pa
+
+    kind = schema.field(column).type if column in schema.names else None
+    if kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        return column
+    if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return f"{column}.bytes"
+    raise UserError(f"{path}: its column {column} does not hold image files")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A ``pyarrow.parquet.ParquetFile``; pyarrow's errors, also those of later reads, are a ``UserError``."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(f"{path}: Parquet files need pyarrow, which is not installed: pip install pyarrow") from error
+    try:
+        with pq.ParquetFile(path, buffer_size=_BUFFER) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a Parquet file: {error}") from error
