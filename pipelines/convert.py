@@ -27,6 +27,7 @@ from pipelines.formats.staging import staged
 from pipelines.images import ImageError, Recipe, Sample, decode, prepare
 from pipelines.sources import load_source
 from pipelines.sources.base import FileSlice, Image, Source, SourceSplit
+from pipelines.sources.held_out import hold_out
 
 __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
 
@@ -54,6 +55,7 @@ def convert(
     quality: int | None = None,
     workers: int = 0,
     on_error: str = "fail",
+    val_fraction: float | None = None,
     force: bool = False,
 ) -> Report:
     """Pack a data set. The same images give the same bytes, whatever the number of workers.
@@ -70,6 +72,7 @@ def convert(
             are stored without loss, the rest is encoded at quality 90; a format that stores only pixels keeps all.
         workers: processes; 0: one per core.
         on_error: what to do about an unusable image: ``fail`` or ``skip``.
+        val_fraction: part of train that becomes val, for a source without val; see ``held_out.hold_out``.
 
     Raises:
         UserError: the source, ``out`` or an image cannot be used. Nothing is left behind then.
@@ -89,13 +92,17 @@ def convert(
             loaded = load_source(dataset, source)
             if on_error == "fail":
                 _refuse_unusable(loaded)
+            if val_fraction is not None:
+                loaded = hold_out(loaded, val_fraction)
             recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
             skipped, started = [], time.perf_counter()
             for name, split in loaded.splits.items():
                 skipped += _pack_split(split, writer(folder, name, len(split.names)), name, recipe, workers, on_error)
             seconds = time.perf_counter() - started
             splits = {name: measure_split(folder, format, name) for name in loaded.splits}
-            options = {"max_resolution": max_resolution, "quality": quality}
+            options: dict[str, float | None] = {"max_resolution": max_resolution, "quality": quality}
+            if val_fraction is not None:
+                options["val_fraction"] = val_fraction
             write_manifest(Packed(folder, format, dataset, loaded.classes, splits, options), skipped)
             open_packed(folder)
     except OSError as error:

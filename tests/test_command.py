@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from tools.command import positive, whole
+from tools.command import fraction, positive, whole
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,9 @@ from tools.command import positive, whole
         (positive, "0", "0 must be greater than 0"),
         (positive, "nan", "nan must be greater than 0"),
         (positive, "inf", "inf must be greater than 0"),
+        (fraction, "0", "0 must be between 0 and 1, both excluded"),
+        (fraction, "1", "1 must be between 0 and 1, both excluded"),
+        (fraction, "nan", "nan must be between 0 and 1, both excluded"),
         (positive, "few", "invalid number value: 'few'"),
     ],
 )

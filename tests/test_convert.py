@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from damage import cut_off, damaged
@@ -166,6 +167,23 @@ def test_what_a_kill_between_the_two_renames_left_is_put_back(folder, tmp_path):
     with pytest.raises(UserError, match="already holds"):
         convert("folder", folder, tmp_path / "out", workers=1)
     assert contents(tmp_path / "out") == before
+
+
+def test_a_conversion_that_is_stopped_between_the_two_renames_puts_back_what_was_there(folder, tmp_path, monkeypatch):
+    convert("folder", folder, tmp_path / "out", workers=1)
+    before = contents(tmp_path / "out")
+    rename = Path.rename
+
+    def stop_at_second(self, target):
+        if self.name == ".out.partial":
+            raise SystemExit(130)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop_at_second)
+    with pytest.raises(SystemExit):
+        convert("folder", folder, tmp_path / "out", force=True, workers=1)
+    assert contents(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 # Verify

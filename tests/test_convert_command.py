@@ -29,10 +29,10 @@ def test_the_command_from_end_to_end(folder, tmp_path):
     again = command("--dataset", "folder", "--source", folder, "--out", out)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert again.stderr.startswith("error: ") and "--force" in again.stderr
-    checked = command("--dataset", "folder", "--out", out, "--verify")
+    checked = command("--verify", "--out", out)
     assert checked.returncode == 0 and "every checksum agrees" in checked.stdout
     (out / "val.beton").write_bytes(b"short")
-    broken = command("--dataset", "folder", "--out", out, "--verify")
+    broken = command("--verify", "--out", out)
     assert (broken.returncode, broken.stderr.count("\n")) == (2, 1)
     assert "val.beton: has 5 bytes" in broken.stderr
 
@@ -57,6 +57,10 @@ def test_the_command_reports_what_it_skipped(folder, tmp_path):
         ["--dataset", "digits", "--max-resolution", "large"],
         ["--dataset", "digits", "--format", "tar", "--out", "nowhere"],
         ["--dataset", "folder", "--out", "nowhere"],
+        ["--dataset", "digits", "--val-fraction", "1", "--out", "nowhere"],
+        ["--dataset", "digits", "--val-fraction", "0.1", "--out", "nowhere"],
+        ["--out", "nowhere"],
+        ["--verify"],
     ],
 )
 def test_wrong_arguments_end_with_2_and_no_traceback(arguments):
@@ -102,9 +106,13 @@ def wait_for_end_of_group(group: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_conversion_leaves_nothing(tmp_path, number):
     process = slow_conversion(tmp_path)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (128 + number, "")
+    out = tmp_path / "out"
+    assert (process.returncode, errors) == (
+        128 + number,
+        f"stopped: nothing was packed, {out} is as it was before\n",
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     wait_for_end_of_group(process.pid)
 

@@ -100,6 +100,8 @@ ENTRY = {"bytes": 1, "sha256": "0" * 64}
         ({"classes": []}, "splits.train is labelled, but there are no classes"),
         ({"options": {}}, "options must have exactly max_resolution, quality"),
         ({"options.quality": "90"}, "options.quality must be a whole number of at least 1"),
+        ({"options.val_fraction": 1.0}, "options.val_fraction must be a number between 0 and 1"),
+        ({"options.val_fraction": None}, "options.val_fraction must be a number between 0 and 1"),
         ({"splits": []}, "splits must be train, optionally val"),
         ({"splits.other": {}}, "splits must be train, optionally val"),
         ({"splits.val": {}}, "splits.val must have exactly"),

@@ -5,7 +5,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 
-__all__ = ["installed", "positive", "whole"]
+__all__ = ["fraction", "installed", "positive", "whole"]
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -31,6 +31,17 @@ def positive(text: str) -> float:
 
 
 positive.__name__ = "number"  # argparse's message names it
+
+
+def fraction(text: str) -> float:
+    """An argument type: a number between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be between 0 and 1, both excluded")
+    return value
+
+
+fraction.__name__ = "number"
 
 
 def installed(module: str) -> bool:

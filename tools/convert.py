@@ -4,7 +4,8 @@
 Examples:
   python tools/convert.py --dataset cifar10
   python tools/convert.py --dataset in100 --source /data/imagenet --max-resolution 400
-  python tools/convert.py --dataset folder --source photos --out data/photos --on-error skip
+  python tools/convert.py --dataset folder --source photos --out data/photos --val-fraction 0.1 --on-error skip
+  python tools/convert.py --verify --out data/photos
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pipelines.errors import run_command
 from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
 from pipelines.sources import SOURCES
-from tools.command import whole
+from tools.command import fraction, whole
 
 
 def main() -> None:
@@ -31,23 +32,35 @@ def main() -> None:
         _print_packed(verify(out, arguments.workers))
         print("every checksum agrees and every sample decodes")
         return
-    report = convert(
-        arguments.dataset,
-        arguments.source,
-        out,
-        format=arguments.format,
-        max_resolution=arguments.max_resolution,
-        quality=arguments.quality,
-        workers=arguments.workers,
-        on_error=arguments.on_error,
-        force=arguments.force,
-    )
+    former = _identity(out)
+    try:
+        report = convert(
+            arguments.dataset,
+            arguments.source,
+            out,
+            format=arguments.format,
+            max_resolution=arguments.max_resolution,
+            quality=arguments.quality,
+            workers=arguments.workers,
+            on_error=arguments.on_error,
+            val_fraction=arguments.val_fraction,
+            force=arguments.force,
+        )
+    except SystemExit:  # by a signal
+        done = f"{out} is complete" if _identity(out) != former else f"nothing was packed, {out} is as it was before"
+        print(f"stopped: {done}", file=sys.stderr)
+        raise
     _print_report(report)
+
+
+def _identity(out: Path) -> int | None:
+    """Differs between a folder and the one that replaces it; None: there is none."""
+    return out.stat().st_ino if out.exists() else None
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, choices=SOURCES)
+    parser.add_argument("--dataset", choices=SOURCES, help="needed unless --verify has --out")
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the images; for CIFAR also the archive")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: data/<dataset>-<format>")
     parser.add_argument("--format", choices=FORMATS, default="ffcv", help="default: ffcv")
@@ -65,9 +78,18 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--on-error", choices=("fail", "skip"), default="fail", help="what to do with an unusable image; default: fail"
     )
+    parser.add_argument(
+        "--val-fraction",
+        type=fraction,
+        metavar="F",
+        help="hold out this part of each class as val, the same images every time; for sources that have no val",
+    )
     parser.add_argument("--force", action="store_true", help="replace a packed data set at --out")
     parser.add_argument("--verify", action="store_true", help="convert nothing; check the packed data set at --out")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.dataset is None and not (arguments.verify and arguments.out):
+        parser.error("--verify needs --out or --dataset" if arguments.verify else "--dataset is required")
+    return arguments
 
 
 def _print_report(report: Report) -> None:

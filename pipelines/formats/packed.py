@@ -53,7 +53,7 @@ class Packed:
     dataset: str
     classes: tuple[str, ...]  # the place is the label; empty: no labels
     splits: dict[str, Split]  # train, and val if there is one
-    options: dict[str, int | None]  # max_resolution and quality, as given
+    options: dict[str, float | None]  # max_resolution and quality, as given; val_fraction if it was given
 
 
 def open_packed(dir: Path | str, *, verify: bool = False) -> Packed:
@@ -180,8 +180,13 @@ def _parse(folder: Path, content: Any) -> Packed:
         "classes must be strings",
     )
     check(len(set(classes)) == len(classes), "classes must be different")
-    for key, value in fields(options, {"max_resolution", "quality"}, "options").items():
-        check(value is None or whole(value, 1, f"options.{key}") > 0, f"options.{key}")
+    given = {"val_fraction"} & set(options if isinstance(options, dict) else ())
+    fields(options, {"max_resolution", "quality"} | given, "options")
+    for key in ("max_resolution", "quality"):
+        check(options[key] is None or whole(options[key], 1, f"options.{key}") > 0, f"options.{key}")
+    for key in given:
+        valid = type(options[key]) is float and 0 < options[key] < 1
+        check(valid, f"options.{key} must be a number between 0 and 1")
     check(
         isinstance(splits, dict) and set(splits) in ({"train"}, {"train", "val"}),
         "splits must be train, optionally val",

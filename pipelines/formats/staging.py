@@ -48,6 +48,8 @@ def staged(out: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
             partial.rename(out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
+            if former.exists() and not _occupied(out):  # stopped between the two renames
+                former.rename(out)
             raise
         _sync(out.parent)
         shutil.rmtree(former, ignore_errors=True)

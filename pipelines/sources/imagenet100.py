@@ -42,7 +42,9 @@ def load(dataset: str, source: Path | None) -> Source:
     splits = {}
     for split, places in folders.items():
         if not places:
-            logger.warning("warning: %s: no %s/ folder, so there will be no evaluation images", root, split)
+            logger.warning(
+                "warning: %s: no %s/ folder; without --val-fraction there will be no evaluation images", root, split
+            )
             continue
         missing = [name for name in classes if not any((place / name).is_dir() for place in places)]
         if missing:

@@ -15,7 +15,7 @@ __all__ = ["is_snapshot", "load", "read_snapshot"]
 
 _SUFFIX = ".parquet"
 _BATCH = 64  # images in memory at a time
-_BUFFER = 2**20  # bytes; without it a whole row group would be read at once
+_STREAMED = {"pre_buffer": False, "buffer_size": 2**20}  # otherwise pyarrow reads far ahead, in the end the whole file
 
 
 def load(dataset: str, source: Path | None) -> Source:
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise UserError(f"{path}: Parquet files need pyarrow, which is not installed: pip install pyarrow") from error
     try:
-        with pq.ParquetFile(path, buffer_size=_BUFFER) as file:
+        with pq.ParquetFile(path, **_STREAMED) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as a Parquet file: {error}") from error

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +104,5 @@ def _numbered(listed: Listed, place: dict[Value, int], split: str) -> SourceSpli
     has_label = labels >= 0
     if has_label.all() or not has_label.any():
         return whole
-    usable = whole.select(has_label)
-    usable.unusable.update(dict.fromkeys(whole.select(~has_label).names, "has no label"))
-    return usable
+    without = dict.fromkeys(whole.select(~has_label).names, "has no label")
+    return replace(whole.select(has_label), unusable=listed.unusable | without)
