@@ -33,7 +33,7 @@ __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
 
 DIGITS_DIR = Path("data/digits-resident")  # where the programs expect the digits, and pack them when they are absent
 
-_SKIP_HINT = "--on-error skip leaves such images out"
+_SKIP_HINT = "--on-error skip leaves it out"
 _CHUNK = 16  # images per task of a worker; stopping waits for the tasks in progress
 _VERIFY_CHUNK = 2048  # samples per task of a worker; each task reads the split's table
 

@@ -44,7 +44,7 @@ def test_the_command_reports_what_it_skipped(folder, tmp_path):
     assert failed.stderr.startswith("error: train/cat/0.jpg: ")
     skipped = command("--dataset", "folder", "--source", folder, "--out", tmp_path / "out", "--on-error", "skip")
     assert skipped.returncode == 0
-    assert "skipped 1 images" in skipped.stdout and "train/cat/0.jpg: is damaged" in skipped.stdout
+    assert "skipped 1; manifest.json lists all" in skipped.stdout and "train/cat/0.jpg: is damaged" in skipped.stdout
 
 
 @pytest.mark.parametrize(

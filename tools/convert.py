@@ -76,7 +76,10 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=whole(0, 1024), default=0, metavar="N", help="processes; default: all cores")
     parser.add_argument(
-        "--on-error", choices=("fail", "skip"), default="fail", help="what to do with an unusable image; default: fail"
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what to do with an unusable image or an empty class folder; default: fail",
     )
     parser.add_argument(
         "--val-fraction",
@@ -97,7 +100,7 @@ def _print_report(report: Report) -> None:
     count = sum(split.count for split in report.packed.splits.values())
     print(f"{count / report.seconds:,.0f} images per second")
     if report.skipped:
-        print(f"skipped {len(report.skipped)} images; manifest.json lists them all:")
+        print(f"skipped {len(report.skipped)}; manifest.json lists all:")
         for entry in report.skipped[:5]:
             print(f"  {entry['file']}: {entry['reason']}")
 

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from tarfile import TarInfo
+from typing import NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.formats.packed import holds_packed
@@ -27,6 +29,12 @@ def load(dataset: str, source: Path | None) -> Source:
     return number_labels({split: _list(paths) for split, paths in split_shards(root, _SUFFIX).items()}, None)
 
 
+class _File(NamedTuple):
+    suffix: str  # in lower case
+    member: TarInfo
+    content: bytes | None  # of files with a label
+
+
 def _list(paths: list[Path]) -> Listed:
     images: list[FileSlice] = []
     names: list[str] = []
@@ -34,29 +42,32 @@ def _list(paths: list[Path]) -> Listed:
     unusable: dict[str, str] = {}
     for path in paths:
         ignored: list[str] = []
-        members = read_members(path, lambda member: _split_name(member)[1] in _LABELS, "r:")
-        for _, group in itertools.groupby(members, lambda pair: _split_name(pair[0])[0]):
-            files = list(group)
-            found = [member for member, _ in files if _split_name(member)[1] in _IMAGES]
+        for files in _samples(path):
+            found = [file.member for file in files if file.suffix in _IMAGES]
             if not found:
-                ignored += [member.name for member, _ in files]
+                ignored += [file.member.name for file in files]
                 continue
             name = f"{path.name}/{found[0].name}"
-            try:
-                value = _label({_split_name(member)[1]: content for member, content in files if content is not None})
-            except (ValueError, KeyError, TypeError):
-                unusable[name] = "has a label that cannot be read"
-                continue
+            value, reason = _label({file.suffix: file.content for file in files if file.content is not None})
             if len(found) > 1:
-                unusable[name] = f"is one of {len(found)} images of its sample"
+                reason = f"is one of {len(found)} images of its sample"
+            if reason is not None:
+                unusable[name] = reason
                 continue
             images.append(FileSlice(str(path), found[0].offset_data, found[0].size))
             names.append(name)
             values.append(value)
         tell_ignored(path, ignored)
     if not names:
-        raise UserError(f"{paths[0]}: holds no image ({' '.join(f'.{suffix}' for suffix in _IMAGES)})")
+        raise UserError(f"{paths[0]}: holds no usable image ({' '.join(f'.{suffix}' for suffix in _IMAGES)})")
     return Listed(images, names, values, unusable)
+
+
+def _samples(path: Path) -> Iterator[list[_File]]:
+    """The files of each sample: those that follow each other and have one name."""
+    members = read_members(path, lambda member: _split_name(member)[1] in _LABELS, "r:")
+    for _, group in itertools.groupby(members, lambda pair: _split_name(pair[0])[0]):
+        yield [_File(_split_name(member)[1], member, content) for member, content in group]
 
 
 def _split_name(member: TarInfo) -> tuple[str, str]:
@@ -66,14 +77,17 @@ def _split_name(member: TarInfo) -> tuple[str, str]:
     return str(path.with_name(stem)) if stem else member.name, suffix.lower()
 
 
-def _label(contents: dict[str, bytes]) -> Value:
-    """The label in the content of label files, by suffix; None: there are none."""
-    if "cls" in contents:
-        text = contents["cls"].decode().strip()
-        return int(text) if text.removeprefix("-").isdecimal() else text
-    if "json" in contents:
-        value = json.loads(contents["json"])["label"]
-        if not isinstance(value, (int, str)):
-            raise TypeError(value)
-        return value
-    return None
+def _label(contents: dict[str, bytes]) -> tuple[Value, str | None]:
+    """The label that label files hold, by suffix (None: there are none), and why it cannot be used."""
+    try:
+        if "cls" in contents:
+            text = contents["cls"].decode().strip()
+            if text:
+                return (int(text) if text.removeprefix("-").isdecimal() else text), None
+            raise ValueError("empty")
+        value = json.loads(contents["json"])["label"] if "json" in contents else None
+        if value is None or isinstance(value, (int, str)):
+            return value, None
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None, "has a label that cannot be read"
