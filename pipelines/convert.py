@@ -71,7 +71,7 @@ def convert(
             bytes (in the ffcv format only those of more than 64 x 64 pixels), other images of at most 64 x 64 pixels
             are stored without loss, the rest is encoded at quality 90; a format that stores only pixels keeps all.
         workers: processes; 0: one per core.
-        on_error: what to do about an unusable image: ``fail`` or ``skip``.
+        on_error: what to do about an unusable image or an empty class folder: ``fail`` or ``skip``.
         val_fraction: part of train that becomes val, for a source without val; see ``held_out.hold_out``.
 
     Raises:

@@ -143,6 +143,11 @@ def cut_images(root):
     (root / "train.parquet").write_bytes(data)
 
 
+def other_order(root):
+    write(root / "train.parquet", [png(0)], [0], names=["a", "b"])
+    write(root / "val.parquet", [png(0)], [0], names=["b", "a"])
+
+
 def plain_table(root):
     pq.write_table(pa.table({"price": [1.0]}), root / "train.parquet")
 
@@ -165,6 +170,7 @@ def plain_table(root):
             lambda root: write(root / "train.parquet", [png(0)], [0.5]),
             r"its column label holds neither whole numbers nor",
         ),
+        (other_order, r"val.parquet: its class names are not those of the first file of train"),
         (damage, r"train.parquet: cannot be read as a Parquet file: "),
         (cut_images, r"train.parquet: cannot be read as a Parquet file: "),
         (plain_table, r"train.parquet: has no column of images \(image or img\), only price"),

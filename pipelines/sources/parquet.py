@@ -36,7 +36,8 @@ def read_snapshot(root: Path, classes: int | None = None) -> Source:
         classes: how many classes there must be; None: any number.
 
     Raises:
-        UserError: pyarrow is missing, a file cannot be read, or there is no column of images.
+        UserError: pyarrow is missing, a file cannot be read, there is no column of images, or files name classes
+            differently.
     """
     splits = split_shards(root, _SUFFIX)
     columns = _columns(splits["train"][0])
@@ -77,8 +78,12 @@ def _list(paths: list[Path], columns: _Columns) -> Listed:
             _leaf(path, file.schema_arrow, columns.image)
             count = file.metadata.num_rows
             names += [f"{path.name}[{row}]" for row in range(count)]
-            labelled = columns.label in file.schema_arrow.names
-            values += file.read([columns.label]).column(0).to_pylist() if labelled else [None] * count
+            if columns.label not in file.schema_arrow.names:
+                values += [None] * count
+                continue
+            if _class_names(file.schema_arrow, columns.label) != columns.classes:
+                raise UserError(f"{path}: its class names are not those of the first file of train")
+            values += file.read([columns.label]).column(0).to_pylist()
         if not all(value is None or isinstance(value, (int, str)) for value in values):
             raise UserError(f"{path}: its column {columns.label} holds neither whole numbers nor text")
     return Listed(_Images(paths, columns.image), names, values, {})
@@ -95,7 +100,12 @@ def _columns(path: Path) -> _Columns:
     label = next((name for name in labels if name in schema.names), None)
     if image is None:
         raise UserError(f"{path}: has no column of images (image or img), only {', '.join(schema.names)}")
-    return _Columns(image, label, features.get(label or "", {}).get("names"))
+    return _Columns(image, label, _class_names(schema, label))
+
+
+def _class_names(schema: Any, label: str | None) -> list[str] | None:
+    names = _features(schema).get(label or "", {}).get("names")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _features(schema: Any) -> dict[str, dict]:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def split_shards(root: Path, suffix: str) -> dict[str, list[Path]]:
     if "train" not in by_word:
         raise UserError(f"{root}: no {suffix} file is named train, the first is {paths[0].name}")
     used = ["train", *[word for word in _VAL if word in by_word][:1]]
-    unused = [path.name for path in paths if not any(path in by_word[word] for word in used)]
+    unused = [path.name for word, files in by_word.items() if word not in used for path in files]
     if unused:
         logger.warning(
             "note: %s: reading only the files of %s; ignored: %s", root, " and ".join(used), first_of(unused)
@@ -90,12 +91,13 @@ def number_labels(splits: dict[str, Listed], names: Sequence[str] | None) -> Sou
         place: dict[Value, int] = {value: order[str(value)] for value in found}
     else:
         place = {index: index for index in range(len(names))}
-        classes = tuple(f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names))
+        counts = Counter(names)
+        classes = tuple(f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names))
     place |= {None: -1, -1: -1}
-    return Source(classes, {split: _numbered(listed, place, split) for split, listed in splits.items()})
+    return Source(classes, {split: _numbered(listed, place) for split, listed in splits.items()})
 
 
-def _numbered(listed: Listed, place: dict[Value, int], split: str) -> SourceSplit:
+def _numbered(listed: Listed, place: dict[Value, int]) -> SourceSplit:
     for name, value in zip(listed.names, listed.values, strict=True):
         if value not in place:
             raise UserError(f"{name}: has label {value}, which has no name")
