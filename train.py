@@ -18,7 +18,9 @@ def main() -> int:
 
 def run(world: World) -> int:
     parser = ConfigParser(Config, description=__doc__)
-    parser.add_argument("--resume", metavar="auto|PATH", help="continue from the newest checkpoint, or from this one")
+    parser.add_argument(
+        "--resume", metavar="auto|RUN_OR_CHECKPOINT", help="continue the run in run.dir, or from what this path holds"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     arguments = parser.parse_config_args()
     config = load_config(arguments.config, arguments.overrides)

@@ -15,16 +15,22 @@ SMALL_IMAGE = 64  # pixels per side: up to this, views count as small (CIFAR's s
 class DataConfig:
     """Which images, and how they reach the device."""
 
-    dir: str = option("", "packed data set, as written by tools/convert.py")
-    loader: Literal["auto", FormatName, "torch"] = option("auto", "auto: by the manifest; torch reads every format")
+    dir: str = option("", "packed data set, as written by tools/convert.py", may_change=True)
+    loader: Literal["auto", FormatName, "torch"] = option(
+        "auto", "auto: by the manifest; torch reads every format", may_change=True
+    )
     batch_size: int = option(256, "source images per step, over all processes", low=1)
-    workers: int = option(0, "decoding threads (torch: processes) per process; 0: one per core", low=0)
-    prefetch: int = option(3, "batches decoded ahead", low=1)
+    workers: int = option(0, "decoding threads (torch: processes) per process; 0: one per core", low=0, may_change=True)
+    prefetch: int = option(3, "batches decoded ahead", low=1, may_change=True)
     crops: Literal["auto", "loader", "device"] = option(
-        "auto", "who cuts the two views out (ffcv, dali); auto: the device if it is a GPU"
+        "auto", "who cuts the two views out (ffcv, dali); auto: the device if it is a GPU", may_change=True
     )
     hw_decoder_load: float = option(
-        0.65, "dali on a GPU: share of each batch that its JPEG hardware decodes", low=0.0, high=1.0
+        0.65,
+        "dali on a GPU: share of each batch that its JPEG hardware decodes",
+        low=0.0,
+        high=1.0,
+        may_change=True,
     )
     image_size: int = option(32, "side of a view in pixels", low=4)
     canvas: int = option(

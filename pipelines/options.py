@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import UserError
 
-__all__ = ["Bounds", "bounds_of", "check_options", "check_value", "help_of", "option"]
+__all__ = ["Bounds", "bounds_of", "check_options", "check_value", "help_of", "may_change", "option"]
 
 
 class Bounds(NamedTuple):
@@ -19,14 +19,25 @@ class Bounds(NamedTuple):
     words: tuple[str, ...] = ()  # NAME in a word stands for any name; for a closed list use a Literal type
 
 
-def option(default: Any, help: str, **bounds: Any) -> Any:
-    """A field with its default, the sentence that explains it, and its bounds (the fields of ``Bounds``)."""
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": Bounds(**bounds)})
+def option(default: Any, help: str, *, may_change: bool = False, **bounds: Any) -> Any:
+    """A field with its default, the sentence that explains it, and its bounds (the fields of ``Bounds``).
+
+    ``may_change``: a resumed run may have another value. With another value of any other option it would be another
+    run.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": help, "may_change": may_change, "bounds": Bounds(**bounds)}
+    )
 
 
 def help_of(field: dataclasses.Field) -> str:
     """The sentence that explains a field made by ``option``."""
     return field.metadata.get("help", "")
+
+
+def may_change(field: dataclasses.Field) -> bool:
+    """Whether a resumed run may change the value of a field made by ``option``."""
+    return field.metadata.get("may_change", False)
 
 
 def bounds_of(field: dataclasses.Field) -> Bounds:

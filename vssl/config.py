@@ -18,16 +18,18 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 
 from pipelines.errors import UserError
-from pipelines.options import bounds_of, check_value, help_of, option
+from pipelines.options import bounds_of, check_value, help_of, may_change, option
 
 __all__ = [
     "ConfigParser",
     "add_config_arguments",
     "explain",
     "from_dict",
+    "options_of",
     "read_config",
     "to_dict",
     "to_yaml",
+    "value_to_yaml",
     "variants",
 ]
 
@@ -174,6 +176,13 @@ def _unknown(key: str, schema: type) -> UserError:
     return UserError(f"unknown config key {key!r}; did you mean {(same_name or [near])[0]!r}?")
 
 
+def options_of(config: Any) -> Iterator[tuple[str, dataclasses.Field]]:
+    """Every key of a config, as ``section.name``, and its field; of a section with variants those of the chosen one."""
+    for section in dataclasses.fields(config):
+        for field in dataclasses.fields(getattr(config, section.name)):
+            yield f"{section.name}.{field.name}", field
+
+
 def to_dict(config: Any) -> dict:
     """Nested dict of plain values (tuples as lists); ``from_dict`` reads it back."""
     plain: dict[str, Any] = {}
@@ -230,15 +239,17 @@ def explain(schema: type) -> str:
         "# Configuration",
         "",
         "Every key, as `section.key=value` on the command line or in a YAML file (`train.py --help-config` prints this",
-        "page). `null` means the method's own published recipe.",
+        "page). `null` means the method's own published recipe. A resumed run may change the keys marked with * and no",
+        "others.",
         "",
     ]
     rows: dict[str, list[str]] = {}
     for key, field, owners in _fields(schema):
         section, name = key.split(".")
-        default = _to_yaml_value(field.default)
+        default = value_to_yaml(field.default)
         sentence = help_of(field) + (f" ({owners})" if owners else "")
-        cells = (f"`{name}`", _accepted(field), f"`{default}`", sentence)
+        mark = "*" if may_change(field) else ""
+        cells = (f"`{name}`{mark}", _accepted(field), f"`{default}`", sentence)
         rows.setdefault(section, []).append("| " + " | ".join(cells) + " |")
     documents = {f.name: _document(f) for f in dataclasses.fields(schema)}
     for section, table in rows.items():
@@ -265,7 +276,7 @@ def _accepted(field: dataclasses.Field) -> str:
     return text
 
 
-def _to_yaml_value(value: Any) -> str:
+def value_to_yaml(value: Any) -> str:
     """A single value as a config file writes it."""
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()

@@ -18,7 +18,10 @@ class OptimConfig:
 
     name: Literal["lars", "sgd", "adamw"] | None = option(None, "optimizer; null: the method's recipe")
     lr: float | None = option(
-        None, "for a batch of 256: the rate used is lr * data.batch_size / 256; null: the method's recipe", low=0.0
+        None,
+        "for a batch of 256: the rate used is lr * data.batch_size / 256; null: the method's recipe",
+        low=0.0,
+        may_change=True,
     )
     weight_decay: float | None = option(None, "not applied to biases and norms; null: the method's recipe", low=0.0)
     momentum: float = option(0.9, "momentum of lars and sgd", low=0.0, high=1.0)

@@ -55,6 +55,12 @@ class Packed:
     splits: dict[str, Split]  # train, and val if there is one
     options: dict[str, float | None]  # max_resolution and quality, as given; val_fraction if it was given
 
+    @property
+    def digest(self) -> str:
+        """The identity of the data, the same wherever they lie: a SHA-256 of the manifest's hashes, as hexadecimals."""
+        hashes = [[name, file, entry.sha256] for name in self.splits for file, entry in self.splits[name].files.items()]
+        return hashlib.sha256(json.dumps(sorted(hashes)).encode()).hexdigest()
+
 
 def open_packed(dir: Path | str, *, verify: bool = False) -> Packed:
     """Open a packed data set after checking it.

@@ -72,6 +72,10 @@ class Checkpoints:
             return []
         return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
 
+    def last_step(self) -> int:
+        """The step of the newest checkpoint, whole or not; 0: there is none."""
+        return max((int(path.stem.removeprefix("step-")) for path in self.paths()), default=0)
+
     def save(self, step: int, state: dict[str, Any]) -> Path:
         path = self.directory / f"step-{step:09d}.pt"
         write_atomically(path, lambda temporary: _save(state, temporary))

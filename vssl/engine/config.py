@@ -22,37 +22,39 @@ __all__ = ["CheckpointConfig", "Config", "RunConfig", "TrainConfig", "load_confi
 class TrainConfig:
     """How the run is carried out."""
 
-    epochs: int = option(100, "passes over the training images", low=1)
+    epochs: int = option(100, "passes over the training images", low=1, may_change=True)
     first_size: int = option(
         0, "progressive resolution: side of a view in the first quarter of the epochs; 0: off", low=0
     )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
-    compile: bool | None = option(None, "compile the step with torch.compile; null: on GPUs only")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one", may_change=True)
+    compile: bool | None = option(None, "compile the step with torch.compile; null: on GPUs only", may_change=True)
     amp: Literal["auto", "bf16", "fp16", "off"] = option(
-        "auto", "auto: bf16 on GPUs that have it, fp16 on others, off on CPUs"
+        "auto", "auto: bf16 on GPUs that have it, fp16 on others, off on CPUs", may_change=True
     )
     accumulate: int = option(
         1, "split every batch into this many micro-batches (BatchNorm then sees a micro-batch)", low=1
     )
-    clip_grad: float = option(0.0, "largest global gradient norm; 0: no clipping", low=0.0)
+    clip_grad: float = option(0.0, "largest global gradient norm; 0: no clipping", low=0.0, may_change=True)
     seed: int = option(0, "seed of the weights, the order of images, the views and the noise", low=0, high=2**31 - 1)
-    log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1)
+    log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1, may_change=True)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When to save."""
 
-    every_steps: int = option(0, "steps between two checkpoints; 0: one at the end of each epoch", low=0)
-    every_minutes: float = option(0.0, "save when the last checkpoint is this old; 0: off", low=0.0)
-    keep: int = option(2, "how many of the newest checkpoints are kept", low=1)
+    every_steps: int = option(
+        0, "steps between two checkpoints; 0: one at the end of each epoch", low=0, may_change=True
+    )
+    every_minutes: float = option(0.0, "save when the last checkpoint is this old; 0: off", low=0.0, may_change=True)
+    keep: int = option(2, "how many of the newest checkpoints are kept", low=1, may_change=True)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Where results go."""
 
-    dir: str = option("runs/run", "run directory; it must not hold a run yet, unless you resume it")
+    dir: str = option("runs/run", "run directory; it must not hold a run yet, unless you resume it", may_change=True)
 
 
 def _method_options() -> dict[str, type[MethodOptions]]:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from tqdm import tqdm
 from pipelines.errors import UserError
 
 __all__ = ["MeanAccumulator", "MetricsWriter"]
+
+
+# On the bar and in the plain lines: key, its name there, and how its value is written.
+_SHOWN = {
+    "loss": ("loss", ".3f"),
+    "feature_std": ("feature_std", ".3f"),
+    "knn_top1": ("kNN top-1", ".3f"),
+    "online_top1": ("online top-1", ".3f"),
+    "images_per_second": ("images/s", ",.0f"),
+}
 
 
 class MeanAccumulator:
@@ -50,7 +61,8 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class MetricsWriter:
-    """One JSON object per line in ``metrics.jsonl``; TensorBoard events if installed; a progress bar on a terminal.
+    """One JSON object per line in ``metrics.jsonl``; TensorBoard events if installed; a progress bar on a terminal,
+    elsewhere a plain line on standard output for each line with figures.
 
     Args:
         directory: the run directory.
@@ -69,12 +81,12 @@ class MetricsWriter:
             self._tensorboard = None
         interactive = sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=not interactive, dynamic_ncols=True)
-        self._interactive = interactive
+        self._interactive, self._steps, self._done = interactive, steps, done
         self._shown: dict[str, str] = {}
         self._started = time.perf_counter()
 
-    def write(self, step: int, epoch: float, **values: float) -> None:
-        """Write what was measured at ``step``."""
+    def write(self, step: int, epoch: float, **values: Any) -> None:
+        """Write what was measured at ``step``: numbers, and plain values that only ``metrics.jsonl`` takes."""
         line = {"step": step, "epoch": round(epoch, 4), **values}
         try:
             self._file.write(json.dumps(line) + "\n")
@@ -82,21 +94,20 @@ class MetricsWriter:
             raise UserError(f"cannot write {self._file.name}: {error.strerror}") from error
         if self._tensorboard is not None:
             for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
-        short = {
-            "loss": ".3f",
-            "feature_std": ".3f",
-            "knn_top1": ".3f",
-            "online_top1": ".3f",
-            "images_per_second": ",.0f",
-        }
-        self._shown |= {name: format(values[name], spec) for name, spec in short.items() if name in values}
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(name, value, step)
+        self._shown |= {name: format(values[name], spec) for name, (_, spec) in _SHOWN.items() if name in values}
         self._bar.set_postfix(self._shown, refresh=False)
-        if not self._interactive and "knn_top1" in values:
-            elapsed = time.perf_counter() - self._started
-            print(
-                f"epoch {epoch:g} step {step} {elapsed:.0f}s", *(f"{k} {v}" for k, v in self._shown.items()), flush=True
-            )
+        if not self._interactive and (shown := self._describe(step, values)):
+            print(f"step {step} of {self._steps}, epoch {epoch:.2f}: {', '.join(shown)}", flush=True)
+
+    def _describe(self, step: int, values: dict[str, Any]) -> list[str]:
+        """Figures for a plain line; none for a line without figures."""
+        shown = [f"{label} {values[name]:{spec}}" for name, (label, spec) in _SHOWN.items() if name in values]
+        if "loss" in values and step > self._done:
+            seconds = (time.perf_counter() - self._started) / (step - self._done) * (self._steps - step)
+            shown.append(f"remaining {tqdm.format_interval(seconds)}")
+        return shown
 
     def advance(self, step: int) -> None:
         """Move the bar; it redraws itself a few times per second."""

@@ -60,8 +60,11 @@ class LossScale:
             torch._amp_update_scale_(self.scale, self.growth_steps, found_inf, 2.0, 0.5, 2000)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"scale": self.scale, "growth_steps": self.growth_steps}
+        """Empty without fp16: a run that continues with fp16, perhaps on another device, then starts with its own."""
+        return {"scale": self.scale, "growth_steps": self.growth_steps} if self.enabled else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.scale.copy_(state["scale"])
-        self.growth_steps.copy_(state["growth_steps"])
+        """Without fp16 the scale stays 1, whatever was saved."""
+        if self.enabled and state:
+            self.scale.copy_(state["scale"])
+            self.growth_steps.copy_(state["growth_steps"])

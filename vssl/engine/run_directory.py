@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.files import write_atomically, write_json
 from vssl.config import to_yaml
-from vssl.engine.checkpoint import Checkpoints, load_checkpoint
+from vssl.engine.checkpoint import Checkpoints, load_newest
 from vssl.engine.config import Config
 
 __all__ = ["RunDirectory"]
@@ -18,7 +18,8 @@ class RunDirectory:
 
     Args:
         config: resolved.
-        resume: None: a new run; ``auto``: the newest checkpoint here, or a new run if none; else a checkpoint's path.
+        resume: None: a new run; ``auto``: the newest checkpoint here, or a new run if none; else the path
+            of a checkpoint, or of a run directory (its newest checkpoint).
 
     Attributes:
         path: the directory.
@@ -52,15 +53,31 @@ class RunDirectory:
         """The checkpoint to continue from, or None. It is not kept here, because it is as large as the training state.
 
         Raises:
-            UserError: there is no such checkpoint, or all are damaged.
+            UserError: there is no such checkpoint, or all are damaged; or it is a file, and the directory holds later
+                ones, which ``auto`` would take next time.
         """
         if self._resume == "auto":
             return self.checkpoints.newest()
-        return None if self._resume is None else load_checkpoint(Path(self._resume))
+        if self._resume is None:
+            return None
+        source, last = Path(self._resume), self.checkpoints.last_step()
+        state = load_newest(source)
+        if source.is_file() and state["step"] < last:
+            raise UserError(
+                f"run.dir={self.path} holds a later checkpoint (step {last}) than {source} (step {state['step']}): "
+                "name another run.dir, or move the later ones away"
+            )
+        return state
 
-    def describe(self, config: Config, environment: dict) -> None:
-        """Write ``config.yaml`` and ``environment.json``."""
-        write_atomically(self.path / "config.yaml", lambda path: path.write_text(to_yaml(config)))
+    def describe(self, config: Config, environment: dict, step: int) -> None:
+        """Write ``config.yaml`` and ``environment.json``; another config that the run had until ``step`` is kept as
+        ``config-until-step-N.yaml``."""
+        written, text = self.path / "config.yaml", to_yaml(config)
+        kept = self.path / f"config-until-step-{step}.yaml"
+        # If it exists, nothing that was trained with the present config.yaml is left.
+        if written.exists() and written.read_text() != text and not kept.exists():
+            written.rename(kept)
+        write_atomically(written, lambda path: path.write_text(text))
         write_json(self.path / "environment.json", environment)
 
     def close(self) -> None:

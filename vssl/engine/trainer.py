@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -14,17 +15,19 @@ from pipelines.batch import Loader
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from pipelines.formats.packed import Packed, open_packed
+from pipelines.formats.packed import open_packed
 from pipelines.loading.build import build_loader
 from vssl.engine.alarms import Alarms
 from vssl.engine.build import build_step, make_views, prepare_step
 from vssl.engine.checkpoint import backbone_weights, export_backbone
+from vssl.engine.checks import check_sizes
 from vssl.engine.config import Config, resolve
 from vssl.engine.distributed import World
 from vssl.engine.environment import describe_environment
 from vssl.engine.metrics import MetricsWriter
 from vssl.engine.precision import resolve_device
 from vssl.engine.resolution import view_side
+from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_directory import RunDirectory
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.models.ema import tau_at
@@ -41,41 +44,12 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
-def _check(config: Config, packed: Packed, world: World) -> None:
-    """Raise UserError if views would shrink, or if the processes would get unequal parts of a (micro-)batch: means and
-    batch statistics need equal parts.
-    """
-    if config.train.first_size > config.data.image_size:
-        raise UserError(
-            f"train.first_size={config.train.first_size} must not exceed data.image_size={config.data.image_size}"
-        )
-    data, parts = config.data, world.size * config.train.accumulate
-    if data.batch_size % parts:
-        raise UserError(
-            f"data.batch_size={data.batch_size} cannot be shared equally by {world.size} processes with "
-            f"train.accumulate={config.train.accumulate}: make it a multiple of {parts}"
-        )
-    least = 2 * (config.train.accumulate if config.model.sync_batchnorm else parts)
-    if data.batch_size < least:
-        raise UserError(
-            f"data.batch_size={data.batch_size} leaves BatchNorm a single image, whose variance is 0: make it at least "
-            f"{least} (processes: {world.size}, train.accumulate={config.train.accumulate})"
-        )
-    count = packed.splits["train"].count
-    rest = min(data.limit or count, count) % data.batch_size
-    if not data.drop_last and rest % world.size:
-        raise UserError(
-            f"with data.drop_last=false the last batch of an epoch has {rest} images, which {world.size} processes "
-            "cannot share equally: set data.drop_last=true, or another data.limit or number of processes"
-        )
-
-
 class Trainer:
     """A training run, from its config to the exported backbone.
 
     Args:
         config: as loaded; ``null`` values are resolved here.
-        resume: None, ``auto`` or a checkpoint's path; see ``RunDirectory``.
+        resume: None, ``auto`` or the path of a checkpoint or run directory; see ``RunDirectory``.
         world: the processes of this run; only the first one opens the directory, writes and logs.
         on_step: called with the trainer after every step, before it logs, saves or stops.
 
@@ -99,9 +73,13 @@ class Trainer:
             pack_digits_if_absent(DIGITS_DIR)
         world.agree()  # the other processes of a machine wait until its digits are packed
         self.packed = open_packed(config.data.dir)
-        _check(config, self.packed, world)
+        check_sizes(config, self.packed, world)
         self.directory = RunDirectory(config, resume) if world.is_main else None
         state = world.broadcast(None if self.directory is None else self.directory.load())
+        self._identity = identify(config, self.packed, world.size)
+        self._changes: list[Change] = []
+        if state is not None:
+            self._changes = find_changes(state.get("run"), config, self.packed, world.size)
         self.train_step = build_step(config, self.packed, self.device, world)
         self._side = config.data.image_size
         self.loader = self._build_loader()
@@ -142,11 +120,11 @@ class Trainer:
             closing.callback(lambda: self.loader.close())  # the current one: it may be replaced
             if self.directory is not None:
                 environment = describe_environment(self.device, self.world.size)
-                self.directory.describe(self.config, environment | {"derived": self._derived()})
+                self.directory.describe(self.config, environment | {"derived": self._derived()}, self.step)
                 self.metrics = MetricsWriter(self.directory.path, self.total_steps, self.step)
                 closing.callback(self.metrics.close)
             if self.step > 0:
-                self._write(resumed_from_step=self.step)
+                self._announce_resume()
             else:
                 self._evaluate()
             run_step = None
@@ -169,6 +147,21 @@ class Trainer:
         if self.directory is not None:
             weights = backbone_weights(self.train_step.method.state_dict())
             export_backbone(weights, self.directory.path / "backbone.safetensors")
+
+    def _announce_resume(self) -> None:
+        """Write and print from which step the run continues, and what is not as before."""
+        changed = {change.key: [change.old, change.new] for change in self._changes}
+        self._write(resumed_from_step=self.step, **({"changed": changed} if changed else {}))
+        for change in self._changes:
+            print(f"resumed at step {self.step}: {change}", file=sys.stderr)
+        if changed.keys() & {"train.epochs", "optim.lr"} and self.step < self.total_steps:
+            tau = self._tau(self.step)
+            print(
+                f"from step {self.step} of {self.total_steps} on the schedules are those of a run of "
+                f"{self.config.train.epochs} epochs: learning rate {self.schedule.learning_rate(self.step):.3g}"
+                + ("" if tau is None else f", teacher's momentum {tau:.4f}"),
+                file=sys.stderr,
+            )
 
     def _derived(self) -> dict:
         """Values computed from the config and the data, for ``environment.json``."""
@@ -211,7 +204,7 @@ class Trainer:
             print(f"views of {side} pixels from epoch {self.step // len(self.loader)} on", file=sys.stderr)
         return True
 
-    def _write(self, **values: float) -> None:
+    def _write(self, **values: Any) -> None:
         if self.world.is_main:
             self.metrics.write(self.step, self.epoch, **values)
 
@@ -302,7 +295,11 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
-        if not self.evaluation.possible or not self.config.eval.every:
+        if not self.config.eval.every:
+            return
+        if self.evaluation.obstacle is not None:
+            if self.step == 0:
+                print(f"no kNN during training: {self.evaluation.obstacle}", file=sys.stderr)
             return
         measured = self.evaluation.measure(self.train_step.method.student.backbone, self.train_step.probe)
         self.knn_last = measured["knn_top1"]
@@ -321,6 +318,7 @@ class Trainer:
             return
         state = self.train_step.state_dict() | {
             "step": self.step,
+            "run": self._identity,
             "loader": self.loader.state_dict(),
             "knn": [self.knn_first, self.knn_last],
         }
@@ -334,6 +332,17 @@ class Trainer:
             raise UserError(f"the checkpoint does not fit this config: {error}") from error
         self.loader.load_state_dict(state["loader"])
         self.step = state["step"]
+        if self.step > self.total_steps:
+            raise UserError(
+                f"train.epochs={self.config.train.epochs} ends at step {self.total_steps}, but the checkpoint is of "
+                f"step {self.step}: give at least {math.ceil(self.epoch)} epochs"
+            )
+        if "run" not in state:
+            print(
+                f"an earlier version wrote the checkpoint of step {self.step}, without its config and data: this run's "
+                "are not compared with them",
+                file=sys.stderr,
+            )
         self.knn_first, self.knn_last = state["knn"]
 
     @contextlib.contextmanager

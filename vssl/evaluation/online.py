@@ -23,10 +23,13 @@ class OnlineEvaluation:
 
     Args:
         config: the run's.
-        packed: the run's data set; without labels and a validation split ``possible`` is False.
+        packed: the run's data set.
         augment: gives the evaluation transform.
         autocast: returns the context in which to run the backbone.
         world: the processes that share the work; each one takes a part of every batch and searches the whole bank.
+
+    Attributes:
+        obstacle: why nothing can be measured; None: it can.
     """
 
     def __init__(
@@ -40,8 +43,12 @@ class OnlineEvaluation:
     ) -> None:
         self.config, self.packed, self.augment = config, packed, augment
         self.device, self.autocast, self.world = device, autocast, world or World()
-        splits = packed.splits
-        self.possible = "val" in splits and splits["val"].labelled and splits["train"].labelled
+        train, val = packed.splits["train"], packed.splits.get("val")
+        self.obstacle: str | None = None
+        if not train.labelled:
+            self.obstacle = f"{packed.dir} has no labels"
+        elif val is None or not val.labelled:
+            self.obstacle = f"{packed.dir} has no labelled split val"
 
     def _features(self, backbone: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and labels of this process's part of a split."""

@@ -1,0 +1,59 @@
+"""What a checkpoint says of its run, and what may be different in the run that continues it."""
+
+from typing import Any, NamedTuple
+
+from pipelines.errors import UserError
+from pipelines.formats.packed import Packed
+from pipelines.options import may_change
+from vssl.config import options_of, to_dict, value_to_yaml
+from vssl.engine.config import Config
+
+__all__ = ["Change", "find_changes", "identify"]
+
+
+class Change(NamedTuple):
+    """A value that is not the one of the checkpoint; plain values."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {value_to_yaml(self.old)}, now {value_to_yaml(self.new)}"
+
+
+def identify(config: Config, packed: Packed, processes: int) -> dict[str, Any]:
+    """What a checkpoint says of its run: the resolved config, the digest of its data, and the number of processes."""
+    return {"config": to_dict(config), "data": packed.digest, "processes": processes}
+
+
+def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, processes: int) -> list[Change]:
+    """The differences between the run of a checkpoint and the one that continues it, all of which are allowed.
+
+    Args:
+        saved: from ``identify``; None: an earlier version wrote the checkpoint, so that nothing can be compared.
+        config, packed, processes: of the new run, as for ``identify``.
+
+    Raises:
+        UserError: one that is not allowed, because it would make the continued run another run.
+    """
+    if saved is None:
+        return []
+    if saved["data"] != packed.digest:
+        old, new = saved["config"]["data"]["dir"], config.data.dir
+        data = f"data.dir was {old} (SHA-256 {saved['data'][:8]}), now {new} (SHA-256 {packed.digest[:8]})"
+        raise UserError(f"{data}: that is other data; give the data of the checkpoint, or start a new run")
+    changes = []
+    values = to_dict(config)
+    for key, field in options_of(config):
+        section, name = key.split(".")
+        old = saved["config"].get(section, {})
+        change = Change(key, old.get(name), values[section][name])
+        if change.old == change.new:
+            continue
+        if name in old and not may_change(field):  # a key that the checkpoint lacks is newer than its run
+            raise UserError(f"{change}: that would be another run; set it back, or start a new run in another run.dir")
+        changes.append(change)
+    if saved["processes"] != processes:
+        changes.append(Change("processes", saved["processes"], processes))
+    return changes
