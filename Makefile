@@ -8,7 +8,7 @@ help: ## show the targets; each does its own set-up
 
 setup: $(ready) ## make .venv with everything in it
 
-$(ready): requirements.txt constraints.txt tools/setup.sh
+$(ready): pyproject.toml requirements.txt constraints.txt tools/setup.sh
 	@bash tools/setup.sh
 	@touch $@
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with everything in requirements.txt; `make setup` runs this. PYTHON=... names the Python for a new .venv.
-# Missing Debian packages are installed if that needs no password. Everything else works without them: ffcv needs all
+# Makes .venv with this checkout's packages and all they need; `make setup` runs this. PYTHON=... names the Python for a
+# new .venv. Missing Debian packages are installed if that needs no password. Everything else works without them: ffcv needs all
 # of them, torch.compile needs the compiler and Python's headers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -85,7 +85,7 @@ install_ffcv() {
     pkg-config --exists opencv4 || describe_opencv
     say "compiling ffcv"
     # No cache: a wheel compiled against another OpenCV would not load.
-    if ! pip_install --no-cache-dir "$(grep '^ffcv' requirements.txt)"; then
+    if ! pip_install --no-cache-dir --editable '.[ffcv]'; then
         say "the ffcv format is unavailable: ffcv could not be installed (see above); to try again: make -B setup" >&2
         return
     fi
@@ -104,6 +104,6 @@ if ! new_enough "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
     create_venv
 fi
 say "installing Python packages (the first time several GB)"
-grep -v '^ffcv' requirements.txt | pip_install --requirement /dev/stdin
+pip_install --editable '.[dali,dev]'
 install_ffcv
 say "ready: .venv with $("$python" --version)"

@@ -103,7 +103,7 @@ def choose(names: list[str] | None, kind: type) -> list[str]:
         if candidate.installed():
             chosen.append(name)
         else:
-            print(f"left out: {name}; pip install -r requirements.txt -r requirements-compare.txt -c constraints.txt")
+            print(f"left out: {name}; pip install -e '.[ffcv,dali]' -r requirements-compare.txt -c constraints.txt")
     return chosen
 
 
