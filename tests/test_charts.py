@@ -73,10 +73,11 @@ def legend(figure):
     return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
-def test_runs_of_the_same_name_are_distinguished_by_their_paths():
+def test_several_runs_are_labelled_by_their_paths():
     figure = curves("runs/a/seed0", "runs/b/seed0", "runs/c/other")
-    assert legend(figure) == ["runs/a/seed0", "runs/b/seed0", "other"]
+    assert legend(figure) == ["runs/a/seed0", "runs/b/seed0", "runs/c/other"]
     assert len(figure.axes[0].lines) == 3
+    assert legend(curves("runs/a/seed0")) == ["seed0"]
 
 
 def test_the_bars_of_accuracies_begin_at_zero():

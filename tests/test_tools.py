@@ -66,7 +66,26 @@ def test_curves_are_drawn(finished, tmp_path):
         (["tools/export.py", "absent", "--out", "b"], "no checkpoint at absent"),
         (["tools/plot.py", "absent", "--out", "p.png"], "cannot read absent/metrics.jsonl"),
         (["tools/plot.py", "absent", "--out", "README.md/p.png"], "cannot write README.md/p.png: Not a directory"),
+        (["tools/export.py", "absent", "--out", "README.md/b"], "cannot write README.md/b: Not a directory"),
         (["tools/views.py", "-c", "absent.yaml", "--out", "docs"], "cannot write docs: it is a directory"),
+        (["tools/throughput.py", "-c", "absent", "--json", "README.md/t"], "cannot write README.md/t: Not a directory"),
+        (
+            ["tools/throughput.py", "-c", "absent", "--trace", "README.md/t"],
+            "cannot write README.md/t: Not a directory",
+        ),
+        (
+            ["tools/compare_step.py", "-c", "absent", "--json", "README.md/s"],
+            "cannot write README.md/s: Not a directory",
+        ),
+        (
+            ["tools/compare.py", "loaders", "--source", "absent", "--json", "README.md/l"],
+            "cannot write README.md/l: Not a directory",
+        ),
+        (
+            ["tools/compare.py", "methods", "-c", "absent", "--plot", "README.md/m"],
+            "cannot write README.md/m: Not a directory",
+        ),
+        (["tools/convert.py", "--dataset", "digits", "--out", "README.md/d"], "cannot pack digits into README.md/d: "),
         (
             ["tools/evaluate.py", "absent", "--protocol", "knn", "--json", "README.md/k.json"],
             "cannot write README.md/k.json: Not a directory",

@@ -1,7 +1,6 @@
 """Charts of the figures that the programs write. They do not use pyplot, which may need a display."""
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ _TASKS = {"crops": "two crops", "whole": "whole images", "views": "two augmented
 _RATE = "source images per second"
 _CURVES = {  # key of metrics.jsonl: label and factor
     "knn_top1": ("kNN top-1, %", 100),
-    "loss": ("loss", 1),
+    "loss": ("loss (of each method's own scale)", 1),
     "feature_std": ("spread of features (1: even)", 1),
     "logvar_student": ("mean log-variance (natural log)", 1),
 }
@@ -113,11 +112,9 @@ def draw_curves(runs: dict[Path, list[dict]]) -> Figure:
     """``tools/plot.py``: curves from the ``metrics.jsonl`` of each run, over its epochs.
 
     Args:
-        runs: the lines by run directory. The legend shows its name, or its path if names coincide.
+        runs: the lines by run directory. The legend shows the path of each, or the name of a single run.
     """
-    names = {path: path.resolve().name for path in runs}
-    counts = Counter(names.values())
-    labels = {path: name if counts[name] == 1 else str(path) for path, name in names.items()}
+    labels = {path: str(path) if len(runs) > 1 else path.resolve().name for path in runs}
     figure = _figure(4 * len(_CURVES), 3.2)
     for axes, (key, (label, factor)) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
         for path, lines in runs.items():
@@ -157,7 +154,7 @@ def draw_uncertainty(report: dict) -> Figure:
     for key, name in names.items():
         histogram = variance["histogram"]
         densities.stairs(histogram[key], histogram["edges"], fill=True, alpha=0.5, label=name)
-    densities.set(xlabel="mean log-variance (natural log)", ylabel="density")
+    densities.set(xlabel="mean log-variance (natural log)", ylabel="density of images, per unit of log-variance")
     for axes in (curves, reliability, densities):
         axes.legend(fontsize="small")
     return figure

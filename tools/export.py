@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
+from pipelines.files import check_writable
 from vssl.engine.checkpoint import backbone_weights, export_backbone, load_newest
 
 
@@ -16,6 +17,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run directory or a checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     arguments = parser.parse_args()
+    check_writable(arguments.out)
     state = load_newest(arguments.source)
     weights = backbone_weights(state["method"])
     export_backbone(weights, arguments.out)
