@@ -1,22 +1,36 @@
 """Charts of the figures that the programs write. They do not use pyplot, which may need a display."""
 
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.files import write_atomically
 
-__all__ = ["draw_curves", "draw_loaders", "draw_methods", "draw_stages", "draw_uncertainty", "save_chart"]
+__all__ = [
+    "CURVES",
+    "draw_curves",
+    "draw_loaders",
+    "draw_map",
+    "draw_methods",
+    "draw_stages",
+    "draw_uncertainty",
+    "name_runs",
+    "save_chart",
+]
 
 _TASKS = {"crops": "two crops", "whole": "whole images", "views": "two augmented views"}
 _RATE = "source images per second"
-_CURVES = {  # key of metrics.jsonl: label and factor
+CURVES = {  # key of metrics.jsonl: label and factor
     "knn_top1": ("kNN top-1, %", 100),
     "loss": ("loss (of each method's own scale)", 1),
     "feature_std": ("spread of features (1: even)", 1),
+    "effective_rank": ("effective rank of features", 1),
     "logvar_student": ("mean log-variance (natural log)", 1),
 }
 
@@ -108,23 +122,50 @@ def draw_methods(report: dict) -> Figure:
     return figure
 
 
-def draw_curves(runs: dict[Path, list[dict]]) -> Figure:
-    """``tools/plot.py``: curves from the ``metrics.jsonl`` of each run, over its epochs.
+def draw_curves(runs: dict[Path, list[dict]], keys: Sequence[str] = tuple(CURVES)) -> Figure:
+    """``tools/plot.py`` and ``tools/report.py``: curves from the ``metrics.jsonl`` of each run, over its epochs.
 
     Args:
-        runs: the lines by run directory. The legend shows the path of each, or the name of a single run.
+        runs: the lines by run directory. The legend has the names of ``name_runs``.
+        keys: which of ``CURVES``, side by side.
     """
-    labels = {path: str(path) if len(runs) > 1 else path.resolve().name for path in runs}
-    figure = _figure(4 * len(_CURVES), 3.2)
-    for axes, (key, (label, factor)) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+    names = name_runs(runs)
+    figure = _figure(4 * len(keys), 3.2)
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        label, factor = CURVES[key]
         for path, lines in runs.items():
             points = [(line["epoch"], factor * line[key]) for line in lines if key in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=labels[path], marker="." if key == "knn_top1" else None)
+                axes.plot(*zip(*points, strict=True), label=names[path], marker="." if key == "knn_top1" else None)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
+    return figure
+
+
+def name_runs(runs: Iterable[Path]) -> dict[Path, str]:
+    """A name for each run directory: that of its folder, or its whole path if names coincide."""
+    names = {path: path.resolve().name for path in runs}
+    counts = Counter(names.values())
+    return {path: name if counts[name] == 1 else str(path) for path, name in names.items()}
+
+
+def draw_map(points: np.ndarray, groups: dict[str, np.ndarray], labels: tuple[str, str]) -> Figure:
+    """``tools/report.py``: images as points of a plane.
+
+    Args:
+        points: [N, 2].
+        groups: the rows of ``points`` with one colour, by name; up to 20 groups have distinct colours.
+        labels: of the axes.
+    """
+    figure = _figure(6, 4.5)
+    axes = figure.subplots()
+    colours = colormaps["tab10" if len(groups) <= 10 else "tab20"]
+    for number, (name, rows) in enumerate(groups.items()):
+        axes.scatter(*points[rows].T, s=6, alpha=0.7, color=colours(number), label=name)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    figure.legend(loc="outside right upper", fontsize="small", markerscale=2)
     return figure
 
 

@@ -1,6 +1,7 @@
-"""Reports of figures: each names the command, the environment and the commit that produced it."""
+"""Reports of figures: each names the command, the environment and the commit that produced it. Figures of runs."""
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.files import check_writable
 from vssl.engine.environment import CHECKOUT, describe_environment, read_commit
 
-__all__ = ["add_allow_dirty", "add_json", "add_plot", "check_outputs", "check_published", "report_head"]
+__all__ = ["add_allow_dirty", "add_json", "add_plot", "check_outputs", "check_published", "read_metrics", "report_head"]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -76,3 +77,16 @@ def report_head(device: torch.device) -> dict:
         "command": shlex.join(["python", *sys.argv]),
         "environment": describe_environment(device, world_size=1),
     }
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of a run's ``metrics.jsonl``: ``step``, ``epoch`` and what was measured then.
+
+    Raises:
+        UserError: the file is absent or damaged.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error

@@ -15,15 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pipelines.augment.views import Augment
-from pipelines.config import AugmentConfig
 from pipelines.errors import run_command
 from pipelines.files import check_writable, write_atomically
 from pipelines.formats.packed import open_packed, open_reader
 from pipelines.loading.build import build_loader
 from tools.command import whole
+from tools.pictures import fit, to_pixels
 from vssl.config import ConfigParser
 from vssl.engine.config import Config, load_config
 
@@ -67,12 +66,6 @@ def _parse() -> argparse.Namespace:
     return parser.parse_config_args()
 
 
-def to_pixels(views: Tensor, config: AugmentConfig) -> Tensor:
-    """Undo the normalisation: float32 [N, 3, S, S] to uint8 [N, S, S, 3]."""
-    images = views.permute(0, 2, 3, 1) * torch.tensor(config.std) + torch.tensor(config.mean)
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]], side: int) -> Image.Image:
     """Draw originals (any size) and their pairs of views (``side`` pixels) in rows; small images are magnified."""
     cell = side * max(1, -(-_CELL // side))
@@ -82,20 +75,12 @@ def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]
     sheet = Image.new("RGB", (width + 2 * _GAP, len(rows) * (cell + _GAP) + _GAP), "white")
     for number, (original, pairs) in enumerate(rows):
         top = _GAP + number * (cell + _GAP)
-        sheet.paste(_fit(original, cell), (_GAP, top))
+        sheet.paste(fit(original, cell), (_GAP, top))
         for epoch, views in enumerate(pairs):
             left = _GAP + cell + 4 * _GAP + epoch * (pair + 4 * _GAP)
             for view, pixels in enumerate(views):
-                sheet.paste(_fit(pixels, cell), (left + view * (cell + _GAP), top))
+                sheet.paste(fit(pixels, cell), (left + view * (cell + _GAP), top))
     return sheet
-
-
-def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
-    """Resize uint8 [H, W, 3] to a longest side of ``cell``; enlarged images keep visible pixels."""
-    image = Image.fromarray(pixels)
-    scale = cell / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def build_loader(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
+    limit: int | None = None,
 ) -> BaseLoader:
     """Make the loader of a split.
 
@@ -34,11 +35,12 @@ def build_loader(
             the same name. "auto": the loader of the format of ``packed``, or "torch" if that format has none.
         split: "train" or "val".
         train: shuffled, with ``data.drop_last``; V = 1 from resident, V = 2 from torch, and ``data.crops`` decides for
-            ffcv and dali. False: packed order, every image once, V = 1. In both cases ``data.limit`` applies to the
-            split "train" and selects the same images.
+            ffcv and dali. False: packed order, every image once, V = 1.
         seed: of the order and of the crops.
         device: where batches go.
         rank, world_size: this process gets slice ``rank`` of ``world_size`` of each batch of ``data.batch_size``.
+        limit: use only so many images, selected by ``seed``, the same whether ``train`` or not; 0: all. None:
+            ``data.limit`` for the split "train", all images of "val".
 
     Raises:
         UserError: a loader that does not exist, cannot read the format, or cannot run here; a value out of range; a
@@ -47,6 +49,8 @@ def build_loader(
     check_options(data, "data")
     loader = _find_loader(data.loader, packed)
     reader = open_reader(packed, split)
+    if limit is None:
+        limit = data.limit if split == "train" else 0
     sampler = Sampler(
         packed.splits[split].count,
         data.batch_size,
@@ -55,7 +59,7 @@ def build_loader(
         world_size=world_size,
         shuffle=train,
         drop_last=train and data.drop_last,
-        limit=data.limit if split == "train" else 0,
+        limit=limit,
     )
     return loader(packed, split, reader, sampler, data, Augment(augment, data.image_size), device, train=train)
 

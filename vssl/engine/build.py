@@ -17,8 +17,16 @@ from vssl.engine.precision import resolve_amp
 from vssl.engine.step import MakeViews, TrainStep
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods import build_method
+from vssl.methods.base import Method
 
-__all__ = ["build_step", "make_views", "prepare_step"]
+__all__ = ["build_step", "initial_method", "make_views", "prepare_step"]
+
+
+def initial_method(config: Config, peers: Peers | None = None) -> Method:
+    """The method as a run of a resolved config starts with it: its weights drawn from ``train.seed`` or read from
+    ``model.weights``; peers as in ``build_method``."""
+    torch.manual_seed(config.train.seed)
+    return build_method(config.method, config.model, config.data.image_size, seed=config.train.seed, peers=peers)
 
 
 def make_views(augment: Augment, seed: int) -> MakeViews:
@@ -37,15 +45,13 @@ def build_step(
     world: World | None = None,
     views: MakeViews | None = None,
 ) -> TrainStep:
-    """The step of a resolved config, its weights drawn from ``train.seed`` or read from ``model.weights``.
+    """The step of a resolved config, with the weights of ``initial_method``.
 
     Args:
         views: makes the views; None: the augmentation that the config describes.
     """
     world, seed = world or World(), config.train.seed
-    torch.manual_seed(seed)
-    peers = Peers(world.rank, world.size)
-    method = build_method(config.method, config.model, config.data.image_size, seed=seed, peers=peers)
+    method = initial_method(config, Peers(world.rank, world.size))
     method = method.to(device, memory_format=torch.channels_last).train()
     probe = None
     if packed.splits["train"].labelled and config.eval.probe_lr > 0:

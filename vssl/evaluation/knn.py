@@ -1,10 +1,10 @@
-"""Weighted k-nearest-neighbour classification."""
+"""Nearest neighbours by cosine similarity, and classification by their weighted votes."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["knn_predict"]
+__all__ = ["knn_predict", "nearest_neighbours"]
 
 
 @torch.no_grad()
@@ -23,12 +23,20 @@ def knn_predict(
     Returns:
         float32 [M, classes], votes that sum to 1 over the classes.
     """
+    similarity, nearest = nearest_neighbours(bank, queries, k)
+    weight = torch.softmax(similarity / temperature, dim=1)
+    return torch.zeros(len(queries), classes, device=bank.device).scatter_add_(1, bank_labels[nearest], weight)
+
+
+@torch.no_grad()
+def nearest_neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k rows of ``bank`` [N, F] most similar to each of ``queries`` [M, F], by cosine; all if there are fewer.
+
+    Returns:
+        similarities float32 [M, min(k, N)], the greatest first, and the rows' places int64 [M, min(k, N)].
+    """
     bank = F.normalize(bank.float(), dim=1)
-    votes = []
     # Chunks limit memory: 1,024 queries against a bank of a million images stay within 4 GiB.
-    for chunk in F.normalize(queries.float(), dim=1).split(1024):
-        similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
-        weight = torch.softmax(similarity / temperature, dim=1)
-        vote = torch.zeros(len(chunk), classes, device=bank.device)
-        votes.append(vote.scatter_add_(1, bank_labels[nearest], weight))
-    return torch.cat(votes)
+    chunks = F.normalize(queries.float(), dim=1).split(1024)
+    similarity, nearest = zip(*((chunk @ bank.T).topk(min(k, len(bank)), dim=1) for chunk in chunks), strict=True)
+    return torch.cat(similarity), torch.cat(nearest)

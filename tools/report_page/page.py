@@ -1,0 +1,177 @@
+"""The whole page."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from tools.charts import CURVES, draw_curves, name_runs
+from tools.report_page.markup import Html, beside, bullets, chart, page, paragraph, section, table
+from tools.report_page.measure import BANK, NETWORKS, QUERIES
+from tools.report_page.run import Run
+from tools.report_page.sections import show_certainty, show_map, show_neighbours, show_views
+from tools.report_page.verdict import ERRORS, describe_verdict, difference, share
+from vssl.config import to_dict
+
+__all__ = ["write_page"]
+
+_POINTS = 12  # rows of a table of curves, at most
+_NONE = "–"
+
+
+def write_page(runs: Sequence[Run]) -> str:
+    """The HTML document about one or more runs: the first sections compare them, then each has its own."""
+    names = name_runs(run.path for run in runs)
+    named = {names[run.path]: run for run in runs}
+    return page(
+        f"Did pretraining work? {', '.join(named)}",
+        Path(__file__).with_name("style.css").read_text(),
+        _verdicts(named),
+        _figures(named),
+        _curves(runs, names),
+        *(
+            section(f"Images: {name}", show_neighbours(run), show_map(run), show_certainty(run) or "", show_views(run))
+            for name, run in named.items()
+        ),
+        _throughput(named),
+        _settings("Config", {name: to_dict(run.model.config) for name, run in named.items()}),
+        _settings("Environment", {name: run.environment for name, run in named.items()}),
+    )
+
+
+def _verdicts(runs: dict[str, Run]) -> Html:
+    sentences = {name: describe_verdict(run.measured.figures) for name, run in runs.items()}
+    items = sentences.values() if len(runs) == 1 else [f"{name}: {text}" for name, text in sentences.items()]
+    text = (
+        f"± is one standard error, over images. A difference counts only if it is larger than {ERRORS} standard errors; "
+        "both networks are compared on the same images. Another seed of the training would change the figures further, "
+        "by an amount that one run cannot show."
+    )
+    return section("Verdict", bullets(items, "verdicts"), paragraph(text))
+
+
+def _figures(runs: dict[str, Run]) -> Html:
+    head = [
+        "Run and features",
+        "kNN top-1, %",
+        "Gain, points",
+        "Views matched, %",
+        "Gain, points",
+        "RankMe",
+        "Effective rank",
+    ]
+    rows, notes = [], []
+    for name, run in runs.items():
+        measured = run.measured
+        start = measured.figures["untrained"]
+        for key, what in NETWORKS.items():
+            one = measured.figures[key]
+            rows.append(
+                [
+                    f"{name}: {what}",
+                    *_hits(one.correct, start.correct if key == "trained" else None),
+                    *_hits(one.matched, start.matched if key == "trained" else None),
+                    f"{one.rankme:.1f}",
+                    f"{one.effective_rank:.1f}",
+                ]
+            )
+        notes.append(f"{name}: {_describe_images(run)}")
+    text = (
+        "kNN: k = 20, T = 0.07, cosine similarity. Views matched: how often the nearest of all second views is that of "
+        "the same image. RankMe and effective rank: in how many dimensions the features vary. Gain: over the same "
+        f"network before training. At most {QUERIES:,} images are looked up among at most {BANK:,}."
+    )
+    return section("Figures", table("Figures of the features", head, rows), paragraph(text), bullets(notes, "notes"))
+
+
+def _hits(hits: Tensor | None, others: Tensor | None) -> list[str]:
+    """The share of hits and how much larger it is than that of ``others``, bool [N]; None: does not exist."""
+    gain = _NONE if hits is None or others is None else str(difference(hits, others))
+    return [_NONE if hits is None else str(share(hits)), gain]
+
+
+def _describe_images(run: Run) -> str:
+    measured = run.measured
+    counts = {name: split.count for name, split in measured.packed.splits.items()}
+    text = (
+        f"data set {measured.packed.dataset} in {measured.packed.dir}, {len(measured.queries):,} images of "
+        f"{measured.queries.split} looked up among {len(measured.bank):,} of train "
+        f"(it has {', '.join(f'{count:,} in {name}' for name, count in counts.items())}), "
+        f"checkpoint of step {run.model.step:,}"
+    )
+    if measured.queries.split == "train":
+        text += "; it has no val split, so that a part of train is looked up in the rest"
+    if run.model.config.model.weights:
+        text += f"; before training it had the weights of {run.model.config.model.weights}"
+    return text + "."
+
+
+def _curves(runs: Sequence[Run], names: dict[Path, str]) -> Html:
+    lines = {run.path: run.metrics for run in runs}
+    keys = [key for key in CURVES if any(key in line for run in runs for line in run.metrics)]
+    titles = {key: CURVES[key][0] for key in keys}
+    charts = []
+    for key in keys:
+        ends = [f"{names[path]} ends at {values[-1]:.3g}" for path in lines if (values := _values(lines[path], key))]
+        charts.append(chart(lambda key=key: draw_curves(lines, [key]), f"{titles[key]} by epoch: {'; '.join(ends)}"))
+    tables = [
+        table(
+            f"{names[path]}: the latest values at some epochs",
+            ["Epoch", *titles.values()],
+            [[f"{epoch:g}", *(_at(latest, key) for key in keys)] for epoch, latest in _history(metrics)],
+        )
+        for path, metrics in lines.items()
+    ]
+    return section("Curves", beside(*charts), *tables)
+
+
+def _values(lines: Iterable[dict], key: str) -> list[float]:
+    return [CURVES[key][1] * line[key] for line in lines if key in line]
+
+
+def _at(latest: dict, key: str) -> str:
+    return f"{CURVES[key][1] * latest[key]:.4g}" if key in latest else _NONE
+
+
+def _history(lines: Iterable[dict]) -> list[tuple[float, dict]]:
+    """At most ``_POINTS`` epochs, spread evenly, the first and the last among them, and the latest values at each."""
+    latest: dict = {}
+    epochs = {}
+    for line in lines:
+        latest = latest | line
+        epochs[line["epoch"]] = latest
+    history = list(epochs.items())
+    if not history:
+        return []
+    last = len(history) - 1
+    steps = max(1, min(last, _POINTS - 1))
+    return [history[place] for place in sorted({round(number * last / steps) for number in range(steps + 1)})]
+
+
+def _throughput(runs: dict[str, Run]) -> Html:
+    rows = []
+    for name, run in runs.items():
+        rates = [line["images_per_second"] for line in run.metrics if "images_per_second" in line]
+        hardware = run.environment.get("hardware", {})
+        figures = [f"{pick(rates):,.0f}" if rates else _NONE for pick in (statistics.median, min, max)]
+        device = hardware.get("gpu") or f"{hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores"
+        rows.append([name, *figures, device, run.environment.get("world_size", _NONE)])
+    head = ["Run", "Median", "Least", "Most", "Hardware", "Processes"]
+    return section("Throughput", table("Images per second in training", head, rows))
+
+
+def _settings(title: str, columns: dict[str, dict]) -> Html:
+    flat = {name: dict(_flatten(values)) for name, values in columns.items()}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    rows = [[key, *(values.get(key, _NONE) for values in flat.values())] for key in keys]
+    return section(title, table(f"{title} of each run", ["Key", *flat], rows))
+
+
+def _flatten(values: dict, prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Nested values by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
