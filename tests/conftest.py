@@ -22,6 +22,7 @@ from pipelines.convert import convert
 from pipelines.formats.packed import open_packed
 from pipelines.loading.build import build_loader
 from vssl.engine.config import load_config
+from vssl.engine.trainer import Trainer
 
 # Packed data
 
@@ -152,3 +153,17 @@ def small_config(data_dir, run_dir, *overrides):
 def config(digits, tmp_path):
     """``config(*overrides)``: a small config whose run directory is ``tmp_path / "run"`` unless overridden."""
     return lambda *overrides: small_config(digits, tmp_path / "run", *overrides)
+
+
+def finish(config):
+    """Train to the end; returns the run directory."""
+    trainer = Trainer(config)
+    trainer.fit()
+    trainer.directory.close()
+    return trainer.directory.path
+
+
+@pytest.fixture
+def finished(config):
+    """The directory of a finished run."""
+    return finish(config("train.epochs=1", "eval.every=1"))

@@ -23,7 +23,7 @@ TIERS = (
     ("vssl.models", "vssl.optim"),
     ("vssl.methods",),
     ("vssl.engine", "vssl.evaluation", "vssl.inference"),
-    ("tools.bench", "tools.charts", "tools.command", "tools.results"),
+    ("tools.bench", "tools.charts", "tools.command", "tools.pictures", "tools.report_page", "tools.results"),
     ("tools", "train"),
 )
 PACKAGES = {"vssl"}  # contains tiers but belongs to none

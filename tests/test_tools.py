@@ -9,17 +9,7 @@ import pytest
 from PIL import Image
 from programs import run_program
 
-from vssl.engine.trainer import Trainer
-
 TOOLS = [path for path in sorted(Path("tools").glob("*.py")) if "__main__" in path.read_text()]
-
-
-@pytest.fixture
-def finished(config, tmp_path):
-    trainer = Trainer(config("train.epochs=1", "eval.every=1"))
-    trainer.fit()
-    trainer.directory.close()
-    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
@@ -67,6 +57,12 @@ def test_curves_are_drawn(finished, tmp_path):
         (["tools/plot.py", "absent", "--out", "p.png"], "cannot read absent/metrics.jsonl"),
         (["tools/plot.py", "absent", "--out", "README.md/p.png"], "cannot write README.md/p.png: Not a directory"),
         (["tools/export.py", "absent", "--out", "README.md/b"], "cannot write README.md/b: Not a directory"),
+        (
+            ["tools/report.py", "absent", "--out", "r.html"],
+            "absent: not a run directory",
+        ),
+        (["tools/report.py", "docs", "--out", "r.html"], "cannot read docs/metrics.jsonl"),
+        (["tools/report.py", "absent", "--out", "README.md/r.html"], "cannot write README.md/r.html: Not a directory"),
         (["tools/views.py", "-c", "absent.yaml", "--out", "docs"], "cannot write docs: it is a directory"),
         (["tools/throughput.py", "-c", "absent", "--json", "README.md/t"], "cannot write README.md/t: Not a directory"),
         (

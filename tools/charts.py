@@ -159,11 +159,11 @@ def draw_map(points: np.ndarray, groups: dict[str, np.ndarray], labels: tuple[st
         groups: the rows of ``points`` with one colour, by name; up to 20 groups have distinct colours.
         labels: of the axes.
     """
-    figure = _figure(6, 4.5)
+    figure = _figure(5.4, 4)
     axes = figure.subplots()
     colours = colormaps["tab10" if len(groups) <= 10 else "tab20"]
     for number, (name, rows) in enumerate(groups.items()):
-        axes.scatter(*points[rows].T, s=6, alpha=0.7, color=colours(number), label=name)
+        axes.scatter(points[rows, 0], points[rows, 1], s=6, alpha=0.7, color=colours(number), label=name)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     figure.legend(loc="outside right upper", fontsize="small", markerscale=2)
     return figure

@@ -47,16 +47,17 @@ def section(title: str, *parts: object, level: int = 2) -> Html:
     return Html(f"<section>\n<h{level}>{_html(title)}</h{level}>\n{join(parts)}\n</section>")
 
 
-def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
-    """A table that scrolls within its box if it is too wide or too long; the first cell of each row names the row."""
+def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]], *, long: bool = False) -> Html:
+    """A table that scrolls within its box if it is too wide, a ``long`` one also if it is too high; the first cell of
+    each row names the row."""
     names = "".join(f'<th scope="col">{_html(name)}</th>' for name in head)
     body = "\n".join(
         f'<tr><th scope="row">{_html(row[0])}</th>{"".join(f"<td>{_html(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    label = html.escape(caption)
+    kind, label = "box long" if long else "box", html.escape(caption)
     return Html(
-        f'<div class="box" role="region" aria-label="{label}" tabindex="0"><table><caption>{label}</caption>\n'
+        f'<div class="{kind}" role="region" aria-label="{label}" tabindex="0">\n<table><caption>{label}</caption>\n'
         f"<thead><tr>{names}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 

@@ -133,18 +133,20 @@ def measure(model: Pretrained, packed: Packed) -> Measurement:
     if min(len(queries.images), len(bank.images)) < 2:
         raise UserError(f"{packed.dir}: a report needs 2 images to look up and 2 to compare them with; it has fewer")
     viewed = _spread(len(queries.images), _VIEWED)
-    features, views = _embed_views(model, networks, packed, queries.images, viewed)
-    splits = (part.split(networks.widths, dim=-1) for part in (queries.features, bank.features, features))
-    columns = dict(zip(NETWORKS, zip(*splits, strict=True), strict=True))
+    features, pictures = _embed_views(model, networks, packed, queries.images, viewed)
+    splits = [part.split(networks.widths, dim=-1) for part in (queries.features, bank.features, features)]
     labelled = all(bool((part.images.labels >= 0).all()) for part in (queries, bank))
+    classes = len(packed.classes) if labelled else 0
     figures = {
-        name: _compare(*column, queries.images, bank.images, len(packed.classes) if labelled else 0)
-        for name, column in columns.items()
+        name: _compare(ours, others, views, queries.images, bank.images, classes)
+        for name, ours, others, views in zip(NETWORKS, *splits, strict=True)
     }
-    ours, others, _ = columns["trained"]
+    ours, others = splits[0][0], splits[1][0]
     shown = _spread(len(ours), _SHOWN)
     similarity, neighbours = nearest_neighbours(others, ours[shown], NEIGHBOURS)
-    return Measurement(packed, queries.images, bank.images, figures, ours, shown, neighbours, similarity, viewed, views)
+    return Measurement(
+        packed, queries.images, bank.images, figures, ours, shown, neighbours, similarity, viewed, pictures
+    )
 
 
 def _compare(queries: Tensor, bank: Tensor, views: Tensor, looked_up: Images, known: Images, classes: int) -> Figures:
@@ -161,9 +163,9 @@ def _compare(queries: Tensor, bank: Tensor, views: Tensor, looked_up: Images, kn
 def _embed(model: Pretrained, networks: _SideBySide, packed: Packed) -> tuple[_Part, _Part]:
     """Queries and bank."""
     if "val" in packed.splits:
-        return _embed_split(model, networks, packed, "val", QUERIES), _embed_split(
-            model, networks, packed, "train", BANK
-        )
+        limits = {"val": QUERIES, "train": BANK}
+        queries, bank = (_embed_split(model, networks, packed, split, limit) for split, limit in limits.items())
+        return queries, bank
     both = _embed_split(model, networks, packed, "train", QUERIES + BANK)
     count = len(both.images)
     chosen = np.random.default_rng(_SEED).permutation(count) < min(QUERIES, _HELD_OUT * count)
@@ -208,17 +210,9 @@ def _embed_views(
 def _loader(model: Pretrained, packed: Packed, split: str, limit: int) -> contextlib.closing[BaseLoader]:
     """At most ``limit`` images of a split in packed order, read by the loader that suits its format."""
     data = dataclasses.replace(model.config.data, loader="auto")
+    augment, device = model.config.augment, model.device
     return contextlib.closing(
-        build_loader(
-            data,
-            model.config.augment,
-            packed,
-            split,
-            train=False,
-            seed=_SEED,
-            device=model.device,
-            limit=limit,
-        )
+        build_loader(data, augment, packed, split, train=False, seed=_SEED, device=device, limit=limit)
     )
 
 

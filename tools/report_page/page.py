@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from vssl.config import to_dict
 __all__ = ["write_page"]
 
 _POINTS = 12  # rows of a table of curves, at most
-_NONE = "–"
+_NONE = "-"
 
 
 def write_page(runs: Sequence[Run]) -> str:
@@ -44,23 +45,16 @@ def _verdicts(runs: dict[str, Run]) -> Html:
     sentences = {name: describe_verdict(run.measured.figures) for name, run in runs.items()}
     items = sentences.values() if len(runs) == 1 else [f"{name}: {text}" for name, text in sentences.items()]
     text = (
-        f"± is one standard error, over images. A difference counts only if it is larger than {ERRORS} standard errors; "
-        "both networks are compared on the same images. Another seed of the training would change the figures further, "
-        "by an amount that one run cannot show."
+        "± is one standard error: how far the figures would move with other images of the same kind. A difference "
+        f"counts only if it is larger than {ERRORS} standard errors. Another seed of the training would move the "
+        "figures further, by an amount that one run cannot show."
     )
     return section("Verdict", bullets(items, "verdicts"), paragraph(text))
 
 
 def _figures(runs: dict[str, Run]) -> Html:
-    head = [
-        "Run and features",
-        "kNN top-1, %",
-        "Gain, points",
-        "Views matched, %",
-        "Gain, points",
-        "RankMe",
-        "Effective rank",
-    ]
+    gain = "Gain, points"
+    head = ["Run and features", "kNN top-1, %", gain, "Views matched, %", gain, "RankMe", "Effective rank"]
     rows, notes = [], []
     for name, run in runs.items():
         measured = run.measured
@@ -111,10 +105,7 @@ def _curves(runs: Sequence[Run], names: dict[Path, str]) -> Html:
     lines = {run.path: run.metrics for run in runs}
     keys = [key for key in CURVES if any(key in line for run in runs for line in run.metrics)]
     titles = {key: CURVES[key][0] for key in keys}
-    charts = []
-    for key in keys:
-        ends = [f"{names[path]} ends at {values[-1]:.3g}" for path in lines if (values := _values(lines[path], key))]
-        charts.append(chart(lambda key=key: draw_curves(lines, [key]), f"{titles[key]} by epoch: {'; '.join(ends)}"))
+    charts = [chart(partial(draw_curves, lines, [key]), _describe_curve(key, lines, names)) for key in keys]
     tables = [
         table(
             f"{names[path]}: the latest values at some epochs",
@@ -126,8 +117,12 @@ def _curves(runs: Sequence[Run], names: dict[Path, str]) -> Html:
     return section("Curves", beside(*charts), *tables)
 
 
-def _values(lines: Iterable[dict], key: str) -> list[float]:
-    return [CURVES[key][1] * line[key] for line in lines if key in line]
+def _describe_curve(key: str, lines: dict[Path, list[dict]], names: dict[Path, str]) -> str:
+    """A curve in words: where each run begins and ends."""
+    label, factor = CURVES[key]
+    values = {names[path]: [factor * line[key] for line in lines[path] if key in line] for path in lines}
+    ends = [f"{name} from {found[0]:.3g} to {found[-1]:.3g}" for name, found in values.items() if found]
+    return f"Curve of {label}: {', '.join(ends)}"
 
 
 def _at(latest: dict, key: str) -> str:
@@ -165,7 +160,7 @@ def _settings(title: str, columns: dict[str, dict]) -> Html:
     flat = {name: dict(_flatten(values)) for name, values in columns.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     rows = [[key, *(values.get(key, _NONE) for values in flat.values())] for key in keys]
-    return section(title, table(f"{title} of each run", ["Key", *flat], rows))
+    return section(title, table(f"{title} of each run", ["Key", *flat], rows, long=True))
 
 
 def _flatten(values: dict, prefix: str = "") -> Iterable[tuple[str, object]]:

@@ -12,7 +12,7 @@ from tools.charts import draw_map
 from tools.report_page.markup import Html, beside, chart, paragraph, picture, pictures, section, table
 from tools.report_page.measure import Images, Measurement
 from tools.report_page.run import Run
-from tools.report_page.verdict import Share, share
+from tools.report_page.verdict import Difference, Share, share
 from vssl.evaluation.uncertainty import most_certain_half, variance_score
 
 __all__ = ["show_certainty", "show_map", "show_neighbours", "show_views"]
@@ -58,9 +58,8 @@ def show_neighbours(run: Run) -> Html:
     if measured.labelled:
         text += f" {same} of {found} neighbours have the query's class (✓)."
     head = ["Query", *(f"Neighbour {rank + 1}" for rank in range(measured.neighbours.shape[1]))]
-    return section(
-        "Nearest neighbours", paragraph(text), table("Queries and their nearest neighbours", head, rows), level=3
-    )
+    grid = table("Queries and their nearest neighbours", head, rows)
+    return section("Nearest neighbours", paragraph(text), grid, level=3)
 
 
 def show_map(run: Run) -> Html:
@@ -88,7 +87,7 @@ def show_map(run: Run) -> Html:
     correct = measured.figures["trained"].correct
     head = ["Group", "Images", "Middle, first", "Middle, second", *([] if correct is None else ["kNN top-1, %"])]
     rows = [
-        [name, len(members), *(f"{value:.2f}" for value in points[members].mean(axis=0))]
+        [name, len(members), *(f"{value:z.2f}" for value in points[members].mean(axis=0))]
         + ([] if correct is None else [str(share(correct.cpu()[members]))])
         for name, members in groups.items()
     ]
@@ -121,7 +120,7 @@ def show_certainty(run: Run) -> Html | None:
         rows = [
             ["Most certain half", Share(half["top1"], half["standard_error"])],
             ["All images", Share(half["whole_top1"], half["whole_standard_error"])],
-            ["Difference", Share(half["difference"], half["difference_standard_error"])],
+            ["Difference", Difference(half["difference"], half["difference_standard_error"])],
         ]
         parts.append(table("Are certain images recognised better?", ["Images", "kNN top-1, %"], rows))
     text = "Under each image: its mean log-variance (natural log); the higher, the less certain the network is."
@@ -142,9 +141,5 @@ def show_views(run: Run) -> Html:
             ]
         )
     text = "What training sees: the network learns that both views show the same image."
-    return section(
-        "Augmented views",
-        paragraph(text),
-        table("Images and their views", ["Image", "View 1", "View 2"], rows),
-        level=3,
-    )
+    grid = table("Images and their views", ["Image", "View 1", "View 2"], rows)
+    return section("Augmented views", paragraph(text), grid, level=3)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from tools.report_page.measure import Figures
 
-__all__ = ["ERRORS", "Share", "describe_verdict", "difference", "share"]
+__all__ = ["ERRORS", "Difference", "Share", "describe_verdict", "difference", "share"]
 
 ERRORS = 2  # a difference counts if it is larger than so many standard errors
 
 
 class Share(NamedTuple):
-    """A share of images, or the difference of two shares, and its standard error; both in [0, 1] or [-1, 1]."""
+    """A share of images and its standard error, both in [0, 1]; as text, in per cent."""
 
     value: float
     error: float
@@ -22,13 +22,30 @@ class Share(NamedTuple):
         return f"{100 * self.value:.1f} ± {100 * self.error:.1f}"
 
 
+class Difference(NamedTuple):
+    """The difference of two shares, in [-1, 1], and its standard error; as text, in percentage points."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:+.1f} ± {100 * self.error:.1f}"
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if the difference is larger than ``ERRORS`` standard errors, else 0."""
+        if abs(self.value) <= ERRORS * self.error:
+            return 0
+        return 1 if self.value > 0 else -1
+
+
 def share(hits: Tensor) -> Share:
     """The share of true values in bool [N], with its binomial standard error sqrt(p (1 - p) / N)."""
     value = hits.double().mean().item()
     return Share(value, math.sqrt(value * (1 - value) / len(hits)))
 
 
-def difference(hits: Tensor, others: Tensor) -> Share:
+def difference(hits: Tensor, others: Tensor) -> Difference:
     """How much larger the share of ``hits`` is than that of ``others``, bool [N] of the same images.
 
     The images are the same, so that only those count that one has and the other has not: if b and c are their numbers,
@@ -36,14 +53,7 @@ def difference(hits: Tensor, others: Tensor) -> Share:
     McNemar, Psychometrika 12, 1947).
     """
     only, others_only = (hits & ~others).sum().item(), (others & ~hits).sum().item()
-    return Share((only - others_only) / len(hits), math.sqrt(only + others_only) / len(hits))
-
-
-def _compare(change: Share) -> int:
-    """1 or -1 if a difference is larger than its uncertainty, else 0."""
-    if abs(change.value) <= ERRORS * change.error:
-        return 0
-    return 1 if change.value > 0 else -1
+    return Difference((only - others_only) / len(hits), math.sqrt(only + others_only) / len(hits))
 
 
 def describe_verdict(figures: dict[str, Figures]) -> str:
@@ -58,10 +68,10 @@ def describe_verdict(figures: dict[str, Figures]) -> str:
     gain, lead = difference(trained.correct, untrained.correct), difference(trained.correct, pixels.correct)
     better = {
         1: "Pretraining helped",
-        0: "Pretraining improved the network, but no evidence that it is better than raw pixels",
+        0: "Pretraining improved the network, but it is not shown to be better than raw pixels",
         -1: "Pretraining improved the network, but raw pixels are better",
     }
-    verdict = _describe_gain(gain, better[_compare(lead)])
+    verdict = _describe_gain(gain, better[lead.sign])
     return (
         f"{verdict}: kNN recognises {share(trained.correct)} % of {len(trained.correct):,} images with the trained "
         f"network, {share(untrained.correct)} % with the same network before training (difference {gain} points), and "
@@ -82,7 +92,6 @@ def _without_labels(trained: Figures, untrained: Figures) -> str:
     )
 
 
-def _describe_gain(gain: Share, better: str) -> str:
-    return {1: better, 0: "No evidence that pretraining helped", -1: "Pretraining made the network worse"}[
-        _compare(gain)
-    ]
+def _describe_gain(gain: Difference, better: str) -> str:
+    other = {0: "No evidence that pretraining helped", -1: "Pretraining made the network worse"}
+    return other.get(gain.sign, better)
