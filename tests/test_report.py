@@ -17,9 +17,6 @@ from programs import run_program
 from pipelines.convert import convert
 from tools.report_page.measure import Figures
 from tools.report_page.verdict import describe_verdict, difference, share
-from vssl.engine.build import initial_method
-from vssl.engine.checkpoint import Checkpoints, load_newest
-from vssl.engine.config import load_config, resolve
 
 VOID = {"meta", "img", "source"}
 SOURCES = ("src", "srcset", "href", "action", "data")
@@ -73,13 +70,9 @@ def run(digits, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def untrained(run):
-    """A run whose newest checkpoint has the weights that it began with."""
-    copy = shutil.copytree(run, run.with_name("untrained"))
-    state = load_newest(copy)
-    state["method"] = initial_method(resolve(load_config(copy / "config.yaml"))).state_dict()
-    Checkpoints(copy / "checkpoints", keep=1).save(state["step"], state)
-    return copy
+def untrained(digits, run):
+    """A run that learned nothing: only its BatchNorm statistics changed."""
+    return finish(small_config(digits, run.with_name("untrained"), "train.epochs=4", "optim.lr=0"))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +128,6 @@ def test_an_untrained_run_is_no_evidence(both):
     page, printed = both
     line = next(line for line in printed.splitlines() if "untrained: " in line)
     assert "untrained: No evidence that pretraining helped: kNN recognises" in line
-    assert "(difference +0.0 ± 0.0 points), and" in line
     assert line.split("untrained: ", 1)[1] in page.text
 
 
@@ -147,7 +139,7 @@ def test_runs_are_compared(both):
         for features in (
             "trained network",
             "the same network before training",
-            "no network: pixels, at most 32 x 32",
+            "raw pixels, at most 32 x 32",
         )
     ]
     assert page.tables["Config of each run"][0] == ["Key", "vssl", "untrained"]
@@ -158,7 +150,7 @@ def test_all_sections_are_there(both, unlabelled):
     common = ["Figures of the features", "Queries and their nearest neighbours", "Groups in the map"]
     common += ["Images and their views", "Images per second in training", "Config of each run"]
     certainty = "Are certain images recognised better?"
-    assert {*common, certainty, "vssl: the latest values at some epochs"} <= both[0].tables.keys()
+    assert {*common, certainty, "Values of the curve: loss"} <= both[0].tables.keys()
     assert set(common) <= unlabelled.tables.keys()
     assert "Most certain" in both[0].text and "Most certain" not in unlabelled.text  # BYOL has no variance
     assert len(both[0].tables["Queries and their nearest neighbours"]) == 2 * (1 + 20)
@@ -215,7 +207,7 @@ def figures(trained, untrained, pixels=0, *, labelled=True, ranks=(2.0, 1.0)):
         (figures(500, 400, 300), "Pretraining helped: kNN recognises 50.0 ± 1.6 % of 1,000 images"),
         (
             figures(500, 400, 500),
-            "Pretraining improved the network, but no evidence that it is better than raw pixels: ",
+            "Pretraining improved the network, but it is not shown to be better than raw pixels: ",
         ),
         (figures(500, 400, 600), "Pretraining improved the network, but raw pixels are better: "),
         (figures(404, 400, 300), "No evidence that pretraining helped: "),  # 4 images are 2 standard errors: not more
@@ -223,8 +215,8 @@ def figures(trained, untrained, pixels=0, *, labelled=True, ranks=(2.0, 1.0)):
         (figures(300, 400, 300), "Pretraining made the network worse: "),
         (figures(500, 400, labelled=False), "Pretraining helped: of 1,000 augmented views, 50.0 ± 1.6 % are nearest"),
         (
-            figures(500, 400, labelled=False, ranks=(1.0, 2.0)),
-            "Mixed evidence: views are matched better, but features use fewer dimensions: ",
+            figures(500, 400, labelled=False, ranks=(1.0, 2.1)),
+            "Mixed evidence: views are matched better, but features use less than half of the dimensions: ",
         ),
         (figures(400, 400, labelled=False), "No evidence that pretraining helped: "),
     ],

@@ -92,7 +92,7 @@ def chart(draw: Callable[[], Figure], alt: str) -> Html:
 
 def _draw(draw: Callable[[], Figure], style: str) -> str:
     file = io.BytesIO()
-    with matplotlib.style.context(style):
+    with matplotlib.style.context([style, {"legend.frameon": False, "grid.color": "gray"}]):
         draw().savefig(file, format="png", dpi=110, transparent=True)
     return _data_uri("image/png", file.getvalue())
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from pipelines.errors import UserError
 from pipelines.formats.packed import Packed
@@ -22,7 +23,7 @@ from vssl.evaluation.health import effective_rank, rankme
 from vssl.evaluation.knn import knn_predict, nearest_neighbours
 from vssl.inference import Pretrained
 
-__all__ = ["BANK", "NEIGHBOURS", "NETWORKS", "QUERIES", "Figures", "Images", "Measurement", "measure"]
+__all__ = ["BANK", "NEIGHBOURS", "NETWORKS", "QUERIES", "Figures", "Images", "Measurement", "measure", "spread"]
 
 BANK, QUERIES = 5000, 2000  # images at most
 NEIGHBOURS, _SHOWN, _VIEWED = 5, 20, 6  # neighbours per query; queries shown with them; images shown with their views
@@ -33,7 +34,7 @@ _SEED = 0  # selects images and draws views: the same for every run, so that run
 NETWORKS = {
     "trained": "trained network",
     "untrained": "the same network before training",
-    "pixels": f"no network: pixels, at most {_PIXELS} x {_PIXELS}",
+    "pixels": f"raw pixels, at most {_PIXELS} x {_PIXELS}",
 }
 
 
@@ -127,12 +128,12 @@ def measure(model: Pretrained, packed: Packed) -> Measurement:
     """
     config = model.config
     pixels = nn.Sequential(nn.AdaptiveAvgPool2d(min(config.data.image_size, _PIXELS)), nn.Flatten())
-    before = initial_method(config).student.backbone
+    before = _untrained(model, packed)
     networks = _SideBySide([model.backbone, before, pixels], config.data.image_size, model.device)
     queries, bank = _embed(model, networks, packed)
     if min(len(queries.images), len(bank.images)) < 2:
         raise UserError(f"{packed.dir}: a report needs 2 images to look up and 2 to compare them with; it has fewer")
-    viewed = _spread(len(queries.images), _VIEWED)
+    viewed = spread(len(queries.images), _VIEWED)
     features, pictures = _embed_views(model, networks, packed, queries.images, viewed)
     splits = [part.split(networks.widths, dim=-1) for part in (queries.features, bank.features, features)]
     labelled = all(bool((part.images.labels >= 0).all()) for part in (queries, bank))
@@ -142,11 +143,23 @@ def measure(model: Pretrained, packed: Packed) -> Measurement:
         for name, ours, others, views in zip(NETWORKS, *splits, strict=True)
     }
     ours, others = splits[0][0], splits[1][0]
-    shown = _spread(len(ours), _SHOWN)
+    shown = spread(len(ours), _SHOWN)
     similarity, neighbours = nearest_neighbours(others, ours[shown], NEIGHBOURS)
     return Measurement(
         packed, queries.images, bank.images, figures, ours, shown, neighbours, similarity, viewed, pictures
     )
+
+
+def _untrained(model: Pretrained, packed: Packed) -> nn.Module:
+    """The backbone that the run began with, its BatchNorm statistics measured on augmented views of train.
+
+    Training also measures these statistics, which alone makes features more useful and multiplies their RankMe.
+    Without them, a run that learned nothing would seem to have helped.
+    """
+    backbone = initial_method(model.config).student.backbone.to(model.device)
+    with _loader(model, packed, "train", BANK) as loader:
+        update_bn((model.augment.views(b.pixels, b.size, b.index, _SEED, 0) for b in loader), backbone)
+    return backbone
 
 
 def _compare(queries: Tensor, bank: Tensor, views: Tensor, looked_up: Images, known: Images, classes: int) -> Figures:
@@ -216,6 +229,6 @@ def _loader(model: Pretrained, packed: Packed, split: str, limit: int) -> contex
     )
 
 
-def _spread(count: int, most: int) -> np.ndarray:
+def spread(count: int, most: int) -> np.ndarray:
     """At most ``most`` places spread evenly over ``range(count)``, ascending."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))

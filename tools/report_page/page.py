@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tools.charts import CURVES, draw_curves, name_runs
 from tools.report_page.markup import Html, beside, bullets, chart, page, paragraph, section, table
-from tools.report_page.measure import BANK, NETWORKS, QUERIES
+from tools.report_page.measure import BANK, NETWORKS, QUERIES, spread
 from tools.report_page.run import Run
 from tools.report_page.sections import show_certainty, show_map, show_neighbours, show_views
 from tools.report_page.verdict import ERRORS, describe_verdict, difference, share
@@ -17,7 +17,7 @@ from vssl.config import to_dict
 
 __all__ = ["write_page"]
 
-_POINTS = 12  # rows of a table of curves, at most
+_POINTS = 8  # rows of a curve's table, at most
 _NONE = "-"
 
 
@@ -63,7 +63,7 @@ def _figures(runs: dict[str, Run]) -> Html:
             one = measured.figures[key]
             rows.append(
                 [
-                    f"{name}: {what}",
+                    what if len(runs) == 1 else f"{name}: {what}",
                     *_hits(one.correct, start.correct if key == "trained" else None),
                     *_hits(one.matched, start.matched if key == "trained" else None),
                     f"{one.rankme:.1f}",
@@ -74,7 +74,9 @@ def _figures(runs: dict[str, Run]) -> Html:
     text = (
         "kNN: k = 20, T = 0.07, cosine similarity. Views matched: how often the nearest of all second views is that of "
         "the same image. RankMe and effective rank: in how many dimensions the features vary. Gain: over the same "
-        f"network before training. At most {QUERIES:,} images are looked up among at most {BANK:,}."
+        "network before training: the weights that the run began with, and BatchNorm statistics measured on these data "
+        "(at epoch 0 of the curves they are not measured yet). "
+        f"At most {QUERIES:,} images are looked up among at most {BANK:,}."
     )
     return section("Figures", table("Figures of the features", head, rows), paragraph(text), bullets(notes, "notes"))
 
@@ -102,46 +104,30 @@ def _describe_images(run: Run) -> str:
 
 
 def _curves(runs: Sequence[Run], names: dict[Path, str]) -> Html:
+    """A chart for each of ``CURVES`` that a run has, beside a table with its numbers."""
     lines = {run.path: run.metrics for run in runs}
-    keys = [key for key in CURVES if any(key in line for run in runs for line in run.metrics)]
-    titles = {key: CURVES[key][0] for key in keys}
-    charts = [chart(partial(draw_curves, lines, [key]), _describe_curve(key, lines, names)) for key in keys]
-    tables = [
-        table(
-            f"{names[path]}: the latest values at some epochs",
-            ["Epoch", *titles.values()],
-            [[f"{epoch:g}", *(_at(latest, key) for key in keys)] for epoch, latest in _history(metrics)],
-        )
-        for path, metrics in lines.items()
-    ]
-    return section("Curves", beside(*charts), *tables)
+    parts = []
+    for key, (label, factor) in CURVES.items():
+        values = {
+            names[path]: {line["epoch"]: factor * line[key] for line in found if key in line}
+            for path, found in lines.items()
+        }
+        epochs = sorted(set().union(*values.values()))
+        if epochs:
+            rows = [[f"{epoch:g}", *(_number(points, epoch) for points in values.values())] for epoch in _thin(epochs)]
+            drawn = chart(partial(draw_curves, lines, [key]), f"Curve of {label} over {epochs[-1]:g} epochs")
+            parts.append(beside(drawn, table(f"Values of the curve: {label}", ["Epoch", *values], rows)))
+    return section("Curves", *parts)
 
 
-def _describe_curve(key: str, lines: dict[Path, list[dict]], names: dict[Path, str]) -> str:
-    """A curve in words: where each run begins and ends."""
-    label, factor = CURVES[key]
-    values = {names[path]: [factor * line[key] for line in lines[path] if key in line] for path in lines}
-    ends = [f"{name} from {found[0]:.3g} to {found[-1]:.3g}" for name, found in values.items() if found]
-    return f"Curve of {label}: {', '.join(ends)}"
+def _number(points: dict[float, float], epoch: float) -> str:
+    return f"{points[epoch]:.4g}" if epoch in points else _NONE
 
 
-def _at(latest: dict, key: str) -> str:
-    return f"{CURVES[key][1] * latest[key]:.4g}" if key in latest else _NONE
-
-
-def _history(lines: Iterable[dict]) -> list[tuple[float, dict]]:
-    """At most ``_POINTS`` epochs, spread evenly, the first and the last among them, and the latest values at each."""
-    latest: dict = {}
-    epochs = {}
-    for line in lines:
-        latest = latest | line
-        epochs[line["epoch"]] = latest
-    history = list(epochs.items())
-    if not history:
-        return []
-    last = len(history) - 1
-    steps = max(1, min(last, _POINTS - 1))
-    return [history[place] for place in sorted({round(number * last / steps) for number in range(steps + 1)})]
+def _thin(values: Sequence[float]) -> list[float]:
+    """At most ``_POINTS`` of the values, spread evenly, the first and the last among them."""
+    places = spread(len(values), _POINTS)
+    return [values[place] for place in places]
 
 
 def _throughput(runs: dict[str, Run]) -> Html:

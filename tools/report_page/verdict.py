@@ -10,6 +10,7 @@ from tools.report_page.measure import Figures
 __all__ = ["ERRORS", "Difference", "Share", "describe_verdict", "difference", "share"]
 
 ERRORS = 2  # a difference counts if it is larger than so many standard errors
+_RANK_LOST = 0.5  # RankMe has no standard error: only a large loss, a partial collapse, changes the verdict
 
 
 class Share(NamedTuple):
@@ -82,8 +83,8 @@ def describe_verdict(figures: dict[str, Figures]) -> str:
 def _without_labels(trained: Figures, untrained: Figures) -> str:
     gain = difference(trained.matched, untrained.matched)
     helped = "Pretraining helped"
-    if trained.rankme < untrained.rankme:
-        helped = "Mixed evidence: views are matched better, but features use fewer dimensions"
+    if trained.rankme < _RANK_LOST * untrained.rankme:
+        helped = "Mixed evidence: views are matched better, but features use less than half of the dimensions"
     return (
         f"{_describe_gain(gain, helped)}: of {len(trained.matched):,} augmented views, {share(trained.matched)} % are "
         f"nearest to the other view of the same image with the trained network, {share(untrained.matched)} % with the "
