@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tools.charts import draw_curves, draw_loaders, draw_methods, draw_stages, draw_uncertainty, save_chart
+from tools.charts import draw_curves, draw_loaders, draw_map, draw_methods, draw_stages, draw_uncertainty, save_chart
 from vssl.evaluation.uncertainty import calibration, score_report
 
 RATE = {"images_per_second": 10.0, "low": 9.0, "high": 12.0, "repeats": 2}
@@ -59,7 +59,15 @@ def uncertainty():
     )
 
 
-@pytest.mark.parametrize("draw", [stages, loaders, methods, curves, uncertainty], ids=lambda draw: draw.__name__)
+def embedding():
+    rows = torch.arange(30).chunk(15)
+    points = torch.randn(30, 2).numpy()
+    return draw_map(points, {f"class {n}": row.numpy() for n, row in enumerate(rows)}, ("first", "second"))
+
+
+@pytest.mark.parametrize(
+    "draw", [stages, loaders, methods, curves, uncertainty, embedding], ids=lambda draw: draw.__name__
+)
 def test_every_axis_is_labelled_and_the_chart_is_complete(draw, tmp_path):
     figure = draw()
     assert figure.axes

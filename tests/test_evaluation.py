@@ -15,7 +15,7 @@ from torch import nn
 from vssl.evaluation.accuracy import accuracies, wilson_interval
 from vssl.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from vssl.evaluation.health import alignment, effective_rank, feature_health, feature_std, rankme, uniformity
-from vssl.evaluation.knn import knn_predict
+from vssl.evaluation.knn import knn_predict, nearest_neighbours
 from vssl.evaluation.linear import fit_linear, linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import (
     auroc,
@@ -49,6 +49,14 @@ def test_knn_votes_are_scikit_learns():
     ).fit(bank, bank_labels)
     votes = knn_predict(bank, bank_labels, queries, 3, k=20, temperature=0.07)
     np.testing.assert_allclose(votes, reference.predict_proba(queries), atol=1e-4)
+
+
+def test_the_nearest_neighbour_of_a_row_is_itself():
+    bank, _ = clusters(1100)
+    similarity, nearest = nearest_neighbours(bank, 3 * bank, 2)
+    assert torch.equal(nearest[:, 0], torch.arange(1100))
+    np.testing.assert_allclose(similarity[:, 0], 1, atol=1e-5)
+    assert nearest_neighbours(bank[:3], bank, 5)[1].shape == (1100, 3)
 
 
 def test_accuracies_by_hand():

@@ -165,6 +165,15 @@ def test_limit_takes_the_same_images_in_every_epoch_and_not_in_evaluation(build,
     assert len(whole(epoch_of(build(kind, split="val", limit=4))).index) == 9
 
 
+def test_a_limit_of_ones_own_holds_for_every_split(packed):
+    data = packed("tiny", "resident")
+    for split in ("train", "val"):
+        with contextlib.closing(
+            build_loader(DATA, RECIPE, data, split, train=False, seed=5, device=CPU, limit=4)
+        ) as loader:
+            assert len(whole(epoch_of(loader)).index) == 4
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_taken_in_mid_epoch_continues_exactly(build, kind):
     loader = build(kind)

@@ -146,7 +146,16 @@ def measure(model: Pretrained, packed: Packed) -> Measurement:
     shown = spread(len(ours), _SHOWN)
     similarity, neighbours = nearest_neighbours(others, ours[shown], NEIGHBOURS)
     return Measurement(
-        packed, queries.images, bank.images, figures, ours, shown, neighbours, similarity, viewed, pictures
+        packed=packed,
+        queries=queries.images,
+        bank=bank.images,
+        figures=figures,
+        features=ours,
+        shown=shown,
+        neighbours=neighbours,
+        similarity=similarity,
+        viewed=viewed,
+        views=pictures,
     )
 
 
