@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pipelines.storage import stored
+
 __all__ = ["Draws", "normal", "uniform"]
 
 
@@ -35,18 +37,13 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shift_right(value, 31)
 
 
-def _stored(value: Tensor) -> Tensor:
-    """``value``, which Inductor keeps in a buffer here instead of computing it anew wherever it is read: a mixer reads
-    each of its intermediate values twice, so the code of several in a row would double with every one of them."""
-    return value.as_strided(value.shape, value.stride())
-
-
 def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) -> Tensor:
     """int64 [B]: the state from which all numbers of a sample in one stream are computed."""
-    state = _stored(_mix(index + _GAMMA))
+    # A mixer reads each of its intermediate values twice: the code of several in a row would double with every one.
+    state = stored(_mix(index + _GAMMA))
     for word in (seed, epoch, stream):
         salt = word * _MIX_2 + _GAMMA
-        state = _stored(_mix(state ^ (_signed(salt) if isinstance(salt, int) else salt)))
+        state = stored(_mix(state ^ (_signed(salt) if isinstance(salt, int) else salt)))
     return state
 
 

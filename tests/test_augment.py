@@ -377,5 +377,6 @@ def test_a_gpu_gives_the_same_views_without_a_sync(compiled: bool) -> None:
     for name, value in tensors(params).items():
         torch.testing.assert_close(value.cpu(), tensors(expected)[name], rtol=0, atol=1e-6)
     difference = (on_gpu.cpu() - views).abs()
-    assert (difference > 1e-4).double().mean() < 0.01  # rounding may move a value across solarize's threshold
-    torch.testing.assert_close(evaluated.cpu(), evaluation, rtol=0, atol=1e-4)
+    # A GPU keeps float16 between stages, and rounding may move a value across solarize's threshold.
+    assert (difference > 5e-3).double().mean() < 0.01
+    torch.testing.assert_close(evaluated.cpu(), evaluation, rtol=0, atol=5e-3)

@@ -6,7 +6,7 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as reference
 
-from pipelines.augment.blur import GaussianBlur, gaussian_blur, most_chosen
+from pipelines.augment.blur import GaussianBlur, blur_planes, gaussian_blur, most_chosen
 from pipelines.config import AugmentConfig
 from pipelines.rng import Draws
 
@@ -20,6 +20,15 @@ def test_blur(side: int, kernel: int) -> None:
         for image, s in zip(images, sigma.tolist(), strict=True)
     ]
     torch.testing.assert_close(gaussian_blur(images, sigma), torch.stack(expected), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("side", [224, 32, 2])
+def test_planes_are_blurred_as_images_are(side: int) -> None:
+    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.0, 0.7, 2.0])
+    planes = blur_planes(images.unbind(1), sigma, largest=2.0)
+    assert torch.equal(planes[1][0], images[0, 1])
+    torch.testing.assert_close(torch.stack(planes, dim=1), gaussian_blur(images, sigma, 2.0), rtol=0, atol=2e-6)
 
 
 def test_a_kernel_cut_at_four_sigma_gives_what_the_whole_one_gives() -> None:

@@ -14,6 +14,7 @@ from pipelines.augment.colour import (
     adjust_hue,
     adjust_saturation,
     colour_jitter,
+    jitter_with_one_mean,
     rgb_to_grayscale,
     solarize,
 )
@@ -98,7 +99,9 @@ def test_jitter_in_every_order(images: Tensor, left_out: tuple[str, ...]) -> Non
         for name, (_, strength) in JITTER.items()
     }
     given = {name: None if name in left_out else per_image(amounts[name]) for name in JITTER}
-    result = torch.stack(colour_jitter(image.expand(count, -1, -1, -1).unbind(1), order[:, None, None], **given), dim=1)
+    planes = image.expand(count, -1, -1, -1).unbind(1)
+    forms = (colour_jitter,) if "contrast" in left_out else (colour_jitter, jitter_with_one_mean)
+    results = [torch.stack(form(planes, order[:, None, None], **given), dim=1) for form in forms]
 
     expected = []
     for number, sequence in enumerate(sequences):
@@ -108,7 +111,8 @@ def test_jitter_in_every_order(images: Tensor, left_out: tuple[str, ...]) -> Non
             if name not in left_out:
                 jittered = JITTER[name][0](jittered, amounts[name][number].item())
         expected.append(jittered)
-    check(result, expected)
+    for result in results:
+        check(result, expected)
     assert len({tuple(e.flatten().tolist()) for e in expected}) > 1  # otherwise the order would not be tested
 
 

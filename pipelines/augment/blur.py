@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.augment.operation import Operation, Planes, choose
+from pipelines.augment.operation import Operation, Planes, choose, flatten_views
 from pipelines.rng import Draws
+from pipelines.storage import stored, stored_as_half
 
-__all__ = ["GaussianBlur", "gaussian_blur", "most_chosen"]
+__all__ = ["GaussianBlur", "blur_planes", "gaussian_blur", "most_chosen"]
 
 
 class GaussianBlur(Operation):
@@ -28,6 +29,8 @@ class GaussianBlur(Operation):
         return torch.where(choose(draws, "blur", self.config.blur), sigma, 0.0).to(torch.float32)
 
     def apply(self, planes: Planes, sigma: Tensor) -> Planes:
+        if torch.compiler.is_compiling() and sigma.is_cuda:
+            return blur_planes(planes, flatten_views(sigma).flatten(), self.config.blur_sigma[1])
         views = zip(torch.stack(planes, dim=1).chunk(2), sigma.unbind(dim=1), self.config.blur, strict=True)
         return torch.cat([self._blur_view(*view) for view in views]).unbind(dim=1)
 
@@ -70,15 +73,45 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> T
     Returns:
         float32 [N, C, S, S].
     """
-    side = images.shape[-1]
-    radius = min(max(1, math.ceil(min(side // 20, 4 * largest))), side - 1)
-    offset = torch.arange(-radius, radius + 1, device=images.device)
-    # With a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
-    kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)
+    side, kernel = images.shape[-1], _kernel(sigma, images.shape[-1], largest)
+    radius = kernel.shape[1] // 2
     for axis in (3, 2):
         left, right = images.narrow(axis, 1, radius), images.narrow(axis, side - 1 - radius, radius)
         images = _convolve(torch.cat([left.flip(axis), images, right.flip(axis)], dim=axis), kernel, axis)
     return images
+
+
+def blur_planes(planes: Planes, sigma: Tensor, largest: float = math.inf) -> Planes:
+    """``gaussian_blur`` of planes [N, S, S] in the form that, compiled for a GPU, moves the fewest bytes.
+
+    All images pass through the filter: to sort out those that stay sharp would move more bytes than it saves.
+    """
+    kernel = stored(_kernel(sigma, planes[0].shape[-1], largest))
+    planes = tuple(stored_as_half(plane) for plane in planes)
+    for axis in (2, 1):
+        planes = tuple(stored_as_half(_filter(plane, kernel, axis)) for plane in planes)
+    return planes
+
+
+def _filter(plane: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Filter [N, H, W] along an axis, with reflected borders. Every image has its own symmetric kernel, [N, K]."""
+    last, middle = plane.shape[axis] - 1, kernel.shape[1] // 2
+    place = torch.arange(last + 1, device=plane.device)
+
+    def shifted(distance: int) -> Tensor:
+        return plane.index_select(axis, last - (last - (place + distance).abs()).abs())
+
+    weights = kernel[:, :, None, None].unbind(dim=1)
+    pairs = (weights[middle + k] * (shifted(-k) + shifted(k)) for k in range(middle, 0, -1))
+    return functools.reduce(torch.add, pairs, weights[middle] * plane)
+
+
+def _kernel(sigma: Tensor, side: int, largest: float) -> Tensor:
+    """The filter of every image, [N, K], K odd; arguments as for ``gaussian_blur``."""
+    radius = min(max(1, math.ceil(min(side // 20, 4 * largest))), side - 1)
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
+    # With a sigma this small the kernel is exactly 1 in the middle and 0 elsewhere.
+    return torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, dim=1)
 
 
 def _convolve(images: Tensor, kernel: Tensor, axis: int) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipelines.storage import stored, stored_as_half
+
 __all__ = ["CROP_DRAWS", "centre_boxes", "crop_resize", "pixel_boxes", "sample_crops"]
 
 _ATTEMPTS = 10
@@ -83,7 +85,8 @@ def crop_resize(
 
     Separable resampling with a fixed number of taps per pixel, enough for the largest possible box. So no shape
     depends on the boxes, and the work grows with the size of the result, not with the canvas (as it would with weight
-    matrices). Bicubic results outside [0, 1] are clipped, as in 8-bit images.
+    matrices). Bicubic results outside [0, 1] are clipped, as in 8-bit images. On a GPU each of the two passes rounds its
+    result to float16.
 
     Args:
         pixels: uint8 [B, H, W, 3].
@@ -105,16 +108,23 @@ def crop_resize(
         columns = torch.where(mirrored, columns.flip(-1), columns)
         column_weights = torch.where(mirrored, column_weights.flip(-1), column_weights)
 
+    if pixels.is_cuda:  # computed once for every row and column, not once for every pixel of the result
+        rows, columns, row_weights, column_weights = map(
+            stored, (rows.int(), columns.int(), row_weights, column_weights)
+        )
     image = torch.arange(count, device=pixels.device).repeat(views)[:, None]
     planar = pixels.permute(0, 1, 3, 2)
     lines = _weighted_sum(lambda row: planar[image, row].float(), rows, row_weights[..., None, None] / 255)
+    lines = stored_as_half(lines)
     shape = (views * count, side, 3, side)
     result = _weighted_sum(
-        lambda column: lines.gather(-1, column[:, None, None].expand(shape)), columns, column_weights[:, :, None, None]
+        lambda column: lines.gather(-1, column[:, None, None].expand(shape).long()),
+        columns,
+        column_weights[:, :, None, None],
     )
     if interpolation == "bicubic":
         result = result.clamp(0, 1)
-    return result.permute(0, 2, 1, 3)
+    return stored_as_half(result).permute(0, 2, 1, 3)
 
 
 def _taps(start: Tensor, length: Tensor, limit: int, side: int, interpolation: str) -> tuple[Tensor, Tensor]:
