@@ -39,11 +39,13 @@ def _mix(value: Tensor) -> Tensor:
 
 def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) -> Tensor:
     """int64 [B]: the state from which all numbers of a sample in one stream are computed."""
-    # A mixer reads each of its intermediate values twice: the code of several in a row would double with every one.
-    state = stored(_mix(index + _GAMMA))
+    # A mixer reads each of its intermediate values twice. The C++ of several in a row would double with every one; on a
+    # GPU to keep them costs a kernel each.
+    keep = (lambda value: value) if index.is_cuda else stored
+    state = keep(_mix(index + _GAMMA))
     for word in (seed, epoch, stream):
         salt = word * _MIX_2 + _GAMMA
-        state = stored(_mix(state ^ (_signed(salt) if isinstance(salt, int) else salt)))
+        state = keep(_mix(state ^ (_signed(salt) if isinstance(salt, int) else salt)))
     return state
 
 

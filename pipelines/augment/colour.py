@@ -187,7 +187,7 @@ def jitter_with_one_mean(
     saturation: Tensor | None,
     hue: Tensor | None,
 ) -> Planes:
-    """``colour_jitter`` in the form that, compiled for a GPU, moves the fewest bytes: means in one pass, the result in another.
+    """``colour_jitter`` in the form that, compiled for a GPU, moves the fewest bytes: means first, then the result.
 
     An image needs only one of the two means, and before its contrast the other contrast does nothing. So neither mean
     has to wait for the other.

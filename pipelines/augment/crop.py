@@ -85,8 +85,8 @@ def crop_resize(
 
     Separable resampling with a fixed number of taps per pixel, enough for the largest possible box. So no shape
     depends on the boxes, and the work grows with the size of the result, not with the canvas (as it would with weight
-    matrices). Bicubic results outside [0, 1] are clipped, as in 8-bit images. On a GPU each of the two passes rounds its
-    result to float16.
+    matrices). Bicubic results outside [0, 1] are clipped, as in 8-bit images. On a GPU each of the two passes rounds
+    its result to float16.
 
     Args:
         pixels: uint8 [B, H, W, 3].
