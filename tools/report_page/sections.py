@@ -13,7 +13,7 @@ from tools.report_page.markup import Html, beside, chart, paragraph, picture, pi
 from tools.report_page.measure import Images, Measurement
 from tools.report_page.run import Run
 from tools.report_page.verdict import Difference, Share, share
-from vssl.evaluation.uncertainty import most_certain_half, variance_score
+from vssl.evaluation.uncertainty import most_certain_half
 
 __all__ = ["show_certainty", "show_map", "show_neighbours", "show_views"]
 
@@ -106,7 +106,7 @@ def show_certainty(run: Run) -> Html | None:
         posterior = run.model.trained_method().posterior(measured.features)
     except UserError:
         return None
-    score = variance_score(*posterior)
+    score = posterior.logvar.mean(dim=1)
     order, parts = score.argsort().tolist(), []
     for title, places in (("Most certain", order[:_EXTREMES]), ("Least certain", order[::-1][:_EXTREMES])):
         items = []

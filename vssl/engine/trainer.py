@@ -96,7 +96,7 @@ class Trainer:
         self.knn_last: float | None = None
         self._signal = self._stop = 0  # the signal that came to this process; the one that all act on
         self._saved_at = time.monotonic()
-        self._alarms = Alarms(self.packed.splits["val"].count if self.evaluation.possible else 1)
+        self._alarms = Alarms(1 if self.evaluation.obstacle else self.packed.splits["val"].count)
         self._healthy: dict | None = None  # the last log line whose steps were all finite
         if state is not None:
             self._restore(state)
