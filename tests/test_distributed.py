@@ -118,7 +118,10 @@ TWENTY = ("data.limit=720", "data.batch_size=36", "train.epochs=1", "train.log_e
 @pytest.mark.parametrize(
     ("size", "overrides"),
     [
-        (2, ("method.form=cosine", "method.likelihood=prior")),  # draws noise, and does everything else too
+        (
+            2,
+            ("method.form=cosine", "method.likelihood=prior", "method.kappa=4"),
+        ),  # draws noise, and does everything else too
         (3, ("method.name=moco_v3", "method.predictor_hidden=16")),  # its loss needs the samples of all processes
     ],
     ids=["vssl", "moco_v3"],
