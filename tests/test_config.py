@@ -54,7 +54,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(config_file):
         ("augment.scale=[1, 0.2]", "augment.scale must be given as [least, greatest], not [1.0, 0.2]"),
         ("model.backbone=resnet19", "or resnet8 or timm:NAME, not 'resnet19'"),
         ("method.name=simple", "method.name must be vssl or byol or moco_v3"),
-        ("method.temperature=0.1", "method.temperature is an option of method.name=moco_v3"),
+        ("method.variance_weight=1", "method.variance_weight is an option of method.name=vicreg"),
         ("train.epochs", "must have the form section.key=value"),
         ("train.epochs=[", "the value is not valid YAML"),
     ],

@@ -150,7 +150,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_p
 
 @pytest.mark.parametrize(
     ("override", "owner"),
-    [("method.tau=0.9", "vssl or byol or moco_v3 or dino"), ("method.temperature=0.1", "moco_v3")],
+    [("method.tau=0.9", "vssl or byol or moco_v3 or dino"), ("method.temperature=0.1", "vssl or moco_v3")],
 )
 def test_another_methods_keys_are_refused(config, override, owner):
     key = override.split("=")[0]

@@ -150,7 +150,7 @@ def test_all_sections_are_there(both, unlabelled):
     common = ["Figures of the features", "Queries and their nearest neighbours", "Groups in the map"]
     common += ["Images and their views", "Images per second in training", "Config of each run"]
     certainty = "Are certain images recognised better?"
-    assert {*common, certainty, "Values of the curve: loss"} <= both[0].tables.keys()
+    assert {*common, certainty, "Values of the curve: loss (of each method's own scale)"} <= both[0].tables.keys()
     assert set(common) <= unlabelled.tables.keys()
     assert "Most certain" in both[0].text and "Most certain" not in unlabelled.text  # BYOL has no variance
     assert len(both[0].tables["Queries and their nearest neighbours"]) == 2 * (1 + 20)

@@ -1,6 +1,7 @@
 """Charts of the figures that the programs write. They do not use pyplot, which may need a display."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -144,9 +145,10 @@ def draw_curves(runs: dict[Path, list[dict]], keys: Sequence[str] = tuple(CURVES
 
 
 def name_runs(runs: Iterable[Path]) -> dict[Path, str]:
-    """A name for each run directory: its path as given, or the folder's name if there is only one."""
-    paths = list(runs)
-    return {path: str(path) if len(paths) > 1 else path.resolve().name for path in paths}
+    """A name for each run directory: that of its folder, or its whole path if names coincide."""
+    names = {path: path.resolve().name for path in runs}
+    counts = Counter(names.values())
+    return {path: name if counts[name] == 1 else str(path) for path, name in names.items()}
 
 
 def draw_map(points: np.ndarray, groups: dict[str, np.ndarray], labels: tuple[str, str]) -> Figure:
