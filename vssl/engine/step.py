@@ -177,16 +177,16 @@ class TrainStep:
         """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.zero_grad(set_to_none=False)
-        parts = self.config.train.accumulate
         totals: list[Tensor] = []
         micros = self.micro_batches(batch)
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
                 loss, metrics = self._forward(self.views(pixels, size, index), index, labels, self.epoch)
+                parts = len(batch.index) / len(index)  # a ragged last batch has fewer micro-batches, or a smaller one
                 (loss * (self.loss_scale.scale / parts)).backward()
-            values = list(metrics.values())
+            values = torch._foreach_div(list(metrics.values()), parts)
             totals = torch._foreach_add(totals, values) if totals else values
-        return dict(zip(metrics, torch._foreach_div(totals, parts), strict=True))
+        return dict(zip(metrics, totals, strict=True))
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Context in which processes exchange gradients only in the last micro-batch of a step."""
