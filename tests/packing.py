@@ -1,6 +1,7 @@
 """What the tests of conversion and of packed data sets share."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,13 @@ FFCV_FILES = {"manifest.json", "train.beton", "train-crc32.npy", "val.beton", "v
 def image(seed: int, height: int, width: int) -> Image.Image:
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def tar_member(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    """An empty member of an archive; a link leads out of it."""
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    return member
 
 
 def touch(root: Path, *files: str) -> Path:

@@ -5,7 +5,7 @@ import json
 import tarfile
 
 import pytest
-from packing import image
+from packing import image, tar_member
 
 from pipelines.convert import convert
 from pipelines.errors import UserError
@@ -99,19 +99,13 @@ def test_unusable_samples_are_refused_or_skipped(tmp_path):
     assert report.packed.splits["train"].count == 1
 
 
-def odd(name, kind=tarfile.REGTYPE):
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, "/etc/passwd"
-    return member
-
-
 @pytest.mark.parametrize(
     ("member", "reason"),
     [
-        (odd("../a.jpg"), "points outside"),
-        (odd("/etc/a.jpg"), "points outside"),
-        (odd("a.jpg", tarfile.SYMTYPE), "is a link, a device or too large"),
-        (odd("a.jpg", tarfile.FIFOTYPE), "is a link, a device or too large"),
+        (tar_member("../a.jpg"), "points outside"),
+        (tar_member("/etc/a.jpg"), "points outside"),
+        (tar_member("a.jpg", tarfile.SYMTYPE), "is a link, a device or too large"),
+        (tar_member("a.jpg", tarfile.FIFOTYPE), "is a link, a device or too large"),
     ],
 )
 def test_an_odd_member_is_refused(tmp_path, member, reason):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packing import touch
+from packing import tar_member, touch
 from PIL import Image
 
 from pipelines.errors import UserError
@@ -268,22 +268,16 @@ def test_an_incomplete_folder_is_refused(tmp_path):
         load_source("cifar10", tmp_path)
 
 
-def member(name: str, type: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = type, "/etc/passwd"
-    return info
-
-
 @pytest.mark.parametrize(
     ("odd", "reason"),
     [
-        (member("../outside"), "points outside"),
-        (member("cifar-10-batches-py/../../outside"), "points outside"),
-        (member("/etc/outside"), "points outside"),
-        (member("cifar-10-batches-py/link", tarfile.SYMTYPE), "is a link"),
-        (member("cifar-10-batches-py/link", tarfile.LNKTYPE), "is a link"),
-        (member("cifar-10-batches-py/device", tarfile.CHRTYPE), "is a link"),
-        (member("cifar-10-batches-py/test_batch"), "there twice"),
+        (tar_member("../outside"), "points outside"),
+        (tar_member("cifar-10-batches-py/../../outside"), "points outside"),
+        (tar_member("/etc/outside"), "points outside"),
+        (tar_member("cifar-10-batches-py/link", tarfile.SYMTYPE), "is a link"),
+        (tar_member("cifar-10-batches-py/link", tarfile.LNKTYPE), "is a link"),
+        (tar_member("cifar-10-batches-py/device", tarfile.CHRTYPE), "is a link"),
+        (tar_member("cifar-10-batches-py/test_batch"), "there twice"),
     ],
 )
 def test_an_archive_with_an_odd_member_is_refused(tmp_path, odd, reason):

@@ -186,7 +186,7 @@ def draw_uncertainty(report: dict) -> Figure:
     reliability.plot(groups["predicted"], groups["observed"], marker="o", label=label)
     reliability.set(
         xlabel="variance that the student predicts, per dimension",
-        ylabel="squared error to the teacher's other view",
+        ylabel="squared error to the teacher's\nother view, per dimension",
     )
     variance = report["scores"]["variance"]
     names = {"val": report["dataset"]}

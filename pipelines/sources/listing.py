@@ -131,6 +131,10 @@ def is_image(file: str) -> bool:
     return not file.startswith(".") and file.lower().endswith(_SUFFIXES)
 
 
+def _is_unsupported(file: str) -> bool:
+    return not file.startswith(".") and file.lower().endswith(_UNSUPPORTED)
+
+
 def from_files(root: Path, paths: list[str], labels: list[int], unusable: dict[str, str] | None = None) -> SourceSplit:
     """A split of image files, named by their path below ``root``."""
     names = [Path(path).relative_to(root).as_posix() for path in paths]
@@ -139,8 +143,8 @@ def from_files(root: Path, paths: list[str], labels: list[int], unusable: dict[s
 
 def tell_ignored(folder: Path, ignored: list[str]) -> None:
     """Log which files in ``folder`` are left out, if any are: images of unsupported kinds, and other files."""
-    unsupported = [file for file in ignored if file.lower().endswith(_UNSUPPORTED) and not file.startswith(".")]
-    others = [file for file in ignored if file not in set(unsupported)]
+    unsupported = [file for file in ignored if _is_unsupported(file)]
+    others = [file for file in ignored if not _is_unsupported(file)]
     if unsupported:
         kinds = " ".join(sorted({Path(file).suffix.lower() for file in unsupported}))
         logger.warning(

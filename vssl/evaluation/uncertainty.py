@@ -5,7 +5,8 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from vssl.evaluation.knn import nearest_neighbours
 
 __all__ = [
     "auroc",
@@ -37,10 +38,8 @@ def uncertainty_scores(logvar: Tensor, features: Tensor, bank: Tensor, k: int = 
         common baseline: Kirchhof et al., URL, arXiv 2307.03810); ``neighbour``, the cosine distance to the k-th nearest
         training image (Sun et al., arXiv 2204.06507).
     """
-    unit = F.normalize(bank.float(), dim=1)
-    rows = F.normalize(features.float(), dim=1).split(1024)  # chunks limit memory
-    nearest = torch.cat([(chunk @ unit.T).topk(min(k, len(unit)), dim=1).values[:, -1] for chunk in rows])
-    return {"variance": logvar.mean(dim=1), "norm": -features.norm(dim=1).log(), "neighbour": 1 - nearest}
+    similarity, _ = nearest_neighbours(bank, features, k)
+    return {"variance": logvar.mean(dim=1), "norm": -features.norm(dim=1).log(), "neighbour": 1 - similarity[:, -1]}
 
 
 def nearest_is_right(features: Tensor, labels: Tensor) -> Tensor:
@@ -48,12 +47,9 @@ def nearest_is_right(features: Tensor, labels: Tensor) -> Tensor:
 
     features [N, F], N > 1; labels int64 [N].
     """
-    unit = F.normalize(features.float(), dim=1)
-    found = []
-    for rows in torch.arange(len(unit), device=unit.device).split(1024):
-        similarity = (unit[rows] @ unit.T).scatter(1, rows[:, None], -torch.inf)
-        found.append(labels[similarity.argmax(dim=1)] == labels[rows])
-    return torch.cat(found)
+    _, nearest = nearest_neighbours(features, features, 2)
+    itself = nearest[:, 0] == torch.arange(len(features), device=features.device)
+    return labels[torch.where(itself, nearest[:, 1], nearest[:, 0])] == labels
 
 
 def selective_accuracy(correct: Tensor, score: Tensor) -> Tensor:

@@ -45,27 +45,30 @@ def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dic
         name: score_report(correct, found, score, None if theirs is None else theirs[name])
         for name, score in scores(features).items()
     }
-    for corruption in CORRUPTIONS:
-        strengths, by_score = _corrupted(evaluation, corruption, scores)
-        for name, score in by_score.items():
-            report["scores"][name].setdefault("corruptions", {})[corruption] = rank_correlation(strengths, score)
+    for name, correlations in _corruptions(evaluation, scores).items():
+        report["scores"][name]["corruptions"] = correlations
     report["calibration"] = calibration(*_errors(evaluation))
     return report
 
 
-def _corrupted(
-    evaluation: OfflineEvaluation, corruption: str, scores: Callable[[Tensor], dict[str, Tensor]]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Strength 0 to 5 and the scores of each corrupted image, [6 N] each."""
+def _corruptions(
+    evaluation: OfflineEvaluation, scores: Callable[[Tensor], dict[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """For each score and corruption, the rank correlation over images and strengths (0 to 5) of score and strength."""
     config, device = evaluation.model.config.augment, evaluation.model.device
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (config.mean, config.std))
     images = (evaluation.images(CORRUPTED) * std + mean).clamp(0, 1)
-    parts = [
-        scores(evaluation.model.features((corrupt(images, corruption, strength) - mean) / std))
-        for strength in range(STRENGTHS + 1)
-    ]
     strengths = torch.arange(STRENGTHS + 1).repeat_interleave(len(images))
-    return strengths, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found: dict[str, dict[str, float]] = {}
+    for corruption in CORRUPTIONS:
+        parts = [
+            scores(evaluation.model.features((corrupt(images, corruption, strength) - mean) / std))
+            for strength in range(STRENGTHS + 1)
+        ]
+        for name in parts[0]:
+            correlation = rank_correlation(strengths, torch.cat([part[name] for part in parts]))
+            found.setdefault(name, {})[corruption] = correlation
+    return found
 
 
 def _errors(evaluation: OfflineEvaluation) -> tuple[Tensor, Tensor]:
