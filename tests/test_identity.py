@@ -1,8 +1,8 @@
 """Losses and gradient norms of 20 float32 steps of every method: refactoring must not change them.
 
 ``identity.json`` holds the recorded numbers, and the processor and torch version that gave them: there the numbers must
-be the same bits. Elsewhere kernels may add in another order, and training multiplies the difference with every step (to a
-tenth within ten steps of SGD or LARS): there only the first steps are compared, the first two of them closely.
+be the same bits. Elsewhere kernels may add in another order, and training multiplies the difference with every step (to
+a tenth within ten steps of SGD or LARS): there only the first steps are compared, the first two of them closely.
 ``python tests/test_identity.py`` records them again; do that only after a deliberate change of the numbers.
 """
 

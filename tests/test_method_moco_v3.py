@@ -18,23 +18,26 @@ def test_the_loss_is_info_nce_times_two_temperatures_summed_over_directions():
     assert_same_value_and_gradient(moco_v3_loss(queries, keys, 0.2, Peers())["loss"], reference, [queries])
 
 
-class Recorded(Peers):
-    """The second of two processes; the first process's rows are given."""
+class SecondOfTwo(Peers):
+    """The second of two processes; ``first`` is what the first one will send, call by call."""
+
+    def __init__(self, first):
+        super().__init__(size=2)
+        object.__setattr__(self, "first", iter(first))  # a frozen dataclass
 
     def gather(self, rows):
-        self.others.append(rows)
-        return torch.cat([self.first[len(self.others) - 1], rows])
+        return torch.cat([next(self.first), rows])
+
+    def places(self, rows):
+        return len(rows) + torch.arange(len(rows))
 
 
 def test_all_processes_keys_are_candidates():
     queries, keys = embeddings()
     # Two processes of B / 2 images each: the first has the first images of both views.
     split = [torch.cat([t[:B].chunk(2)[half], t[B:].chunk(2)[half]]) for t in (queries, keys) for half in (0, 1)]
-    second = Recorded(rank=1, size=2)
-    object.__setattr__(second, "others", [])
-    unit = F.normalize(split[2], dim=1).chunk(2)[::-1]
-    object.__setattr__(second, "first", unit)
-    ours = moco_v3_loss(split[1], split[3], 0.2, second)["loss"]
+    first = F.normalize(split[2], dim=1).chunk(2)[::-1]
+    ours = moco_v3_loss(split[1], split[3], 0.2, SecondOfTwo(first))["loss"]
     u, v = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
     reference = 0.0
     for a, b in ((u[:B], v[B:]), (u[B:], v[:B])):

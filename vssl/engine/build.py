@@ -9,7 +9,7 @@ from pipelines.augment.views import Augment
 from pipelines.batch import Batch
 from pipelines.formats.packed import Packed
 from vssl.collectives import Peers
-from vssl.engine.capture import CapturedStep
+from vssl.engine.capture import WARM_UP, WARM_UP_TOGETHER, CapturedStep
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import Config
 from vssl.engine.distributed import World
@@ -51,7 +51,7 @@ def build_step(
         views: makes the views; None: the augmentation that the config describes.
     """
     world, seed = world or World(), config.train.seed
-    method = initial_method(config, Peers(world.rank, world.size))
+    method = initial_method(config, Peers(world.size))
     method = method.to(device, memory_format=torch.channels_last).train()
     probe = None
     if packed.splits["train"].labelled and config.eval.probe_lr > 0:
@@ -62,10 +62,11 @@ def build_step(
 
 def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
     """``step``, prepared for batches like ``batch``: compiled as configured, and captured as a CUDA graph if it runs on
-    a GPU in a single process."""
-    wanted = step.config.train.compile
+    a GPU, together with the exchanges between processes (by NCCL)."""
+    wanted, world = step.config.train.compile, step.world
     if wanted or (wanted is None and step.epoch.is_cuda):
         compile_step(step, batch)
-    if not step.epoch.is_cuda or step.world.size > 1:
+    if not step.epoch.is_cuda:
         return step
-    return CapturedStep(step, images=step.config.data.batch_size)
+    images = step.config.data.batch_size // world.size
+    return CapturedStep(step, images, WARM_UP if world.size == 1 else WARM_UP_TOGETHER)

@@ -7,9 +7,11 @@ import torch
 
 from pipelines.batch import Batch
 
-__all__ = ["WARM_UP", "CapturedStep", "capture"]
+__all__ = ["WARM_UP", "WARM_UP_TOGETHER", "CapturedStep", "capture"]
 
 WARM_UP = 3  # calls that run as usual first: lazy initialisation, compilation and autotuning must not be captured
+# The same for several processes: DistributedDataParallel arranges its buckets and times itself in the first ten steps.
+WARM_UP_TOGETHER = 11
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
@@ -22,7 +24,7 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
 
 
 class CapturedStep:
-    """Runs ``step`` directly for ``WARM_UP`` full batches, and from then on replays a graph of it.
+    """Runs ``step`` directly for ``warm_up`` full batches, and from then on replays a graph of it.
 
     The warm-up steps train too. A batch of another size (the last of an epoch with
     ``data.drop_last=false``) is never captured: it runs directly.
@@ -30,10 +32,11 @@ class CapturedStep:
     Args:
         step: trains on a batch.
         images: number of images of a full batch on this process.
+        warm_up: ``WARM_UP`` or ``WARM_UP_TOGETHER``.
     """
 
-    def __init__(self, step: Callable[[Batch], None], images: int) -> None:
-        self.step, self.images = step, images
+    def __init__(self, step: Callable[[Batch], None], images: int, warm_up: int = WARM_UP) -> None:
+        self.step, self.images, self.warm_up = step, images, warm_up
         self._full_batches = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._static: Any = None  # the batch that the graph reads
@@ -47,7 +50,7 @@ class CapturedStep:
     def __call__(self, batch: Batch) -> None:
         full = len(batch.index) == self.images
         self._full_batches += full
-        if full and self._graph is None and self._full_batches > WARM_UP:
+        if full and self._graph is None and self._full_batches > self.warm_up:
             self._static = Batch(*(part.clone() for part in batch))
             self._graph = capture(lambda: self.step(self._static), self._stream)
         if full and self._graph is not None:

@@ -48,7 +48,5 @@ def check_sizes(config: Config, packed: Packed, world: World) -> None:
 
 def _smallest_part(images: int, config: Config, world: World) -> int:
     """The fewest of ``images``, a batch over all processes, that share the statistics of a BatchNorm."""
-    own = images // world.size
-    size = -(-own // config.train.accumulate)  # as torch.chunk cuts a batch into micro-batches
-    last = own % size or size
+    last = max(1, images // world.size // config.train.accumulate)
     return last * world.size if config.model.sync_batchnorm else last

@@ -15,25 +15,31 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
     """Compile forward and backward of ``step`` for batches like ``batch``, without training on ``batch``.
 
     Where the compiler fails (no C++ compiler, an operation it does not know), the step stays eager and one line on
-    standard error says why.
+    standard error says why. All processes decide alike: each compiles in a rehearsal, in which it waits for no other,
+    and if one failed, or would exchange other things than the others, all stay eager.
 
     Returns:
         Whether the step is compiled now.
     """
     started = time.perf_counter()
+    failure, exchanges = "", []
     buffers = [buffer.clone() for buffer in step.method.buffers()]
     step.compile()
     try:
-        step.warm_up(batch)
+        exchanges = step.rehearse(batch)
     except Exception as error:  # the compiler's errors have no common ancestor
         reason = str(error).strip().split("\n")[0]
-        print(f"torch.compile failed, the step runs eager: {type(error).__name__}: {reason}", file=sys.stderr)
+        failure = f"{type(error).__name__}: {reason}"
+    with torch.no_grad():
+        for buffer, before in zip(step.method.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    failures, orders = zip(*step.world.collect((failure, exchanges)), strict=True)
+    if any(order != exchanges for order in orders):
+        failure = "the processes would exchange statistics in different orders"
+    failure = next(filter(None, failures), failure)
+    if failure:
+        print(f"torch.compile failed, the step runs eager: {failure}", file=sys.stderr)
         step.eager()
         return False
-    finally:
-        with torch.no_grad():
-            for buffer, before in zip(step.method.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-    what = "the step" if step.world.size == 1 else "the augmentation (with several processes the rest runs eager)"
-    print(f"compiled {what} in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    print(f"compiled the step in {time.perf_counter() - started:.1f} s", file=sys.stderr)
     return True

@@ -31,6 +31,9 @@ class TrainConfig:
     amp: Literal["auto", "bf16", "fp16", "off"] = option(
         "auto", "auto: bf16 on GPUs that have it, fp16 on others, off on CPUs", may_change=True
     )
+    exchange: Literal["float32", "bf16"] = option(
+        "float32", "several processes: how gradients are sent; bf16: half the bytes, rounded", may_change=True
+    )
     accumulate: int = option(
         1, "split every batch into this many micro-batches (BatchNorm then sees a micro-batch)", low=1
     )

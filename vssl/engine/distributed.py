@@ -83,6 +83,15 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self._control)
         return values[0]
 
+    def collect(self, value: Any) -> list:
+        """What every process passes as ``value``, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        self.agree()
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes, name by name; the names are the same on all."""
         if self.size == 1:

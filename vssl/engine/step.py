@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from pipelines.batch import Batch
+from vssl.collectives import rehearsal, rehearsing
 from vssl.engine.config import Config
 from vssl.engine.distributed import World
 from vssl.engine.metrics import MeanAccumulator
@@ -36,13 +38,20 @@ class Update(NamedTuple):
 
 
 class _Learners(nn.Module):
-    """Everything that is trained, in one module: DistributedDataParallel needs one call before each backward pass."""
+    """Everything that is trained, in one module: DistributedDataParallel needs one call before each backward pass.
+
+    ``compute`` is what a call does: ``loss``, or a compiled version of it.
+    """
 
     def __init__(self, method: Method, probe: OnlineProbe | None) -> None:
         super().__init__()
         self.method, self.probe = method, probe
+        self.compute = self.loss
 
-    def forward(self, views: Tensor, index: Tensor, labels: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.compute(*arguments)
+
+    def loss(self, views: Tensor, index: Tensor, labels: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """views [2B, 3, S, S], index and labels [B] -> loss and detached scalars."""
         loss, features, metrics = self.method(views, index, epoch)
         metrics = {"loss": loss.detach(), **metrics, **feature_health(features)}
@@ -97,15 +106,21 @@ class TrainStep:
         self._weights = [w for w in method.parameters() if w.requires_grad]
         self._buffers = [b.view(-1) for b in method.guarded_buffers()]
         self._saved_buffers = torch.cat(self._buffers)
-        self._learners: nn.Module = _Learners(method, probe)
-        if self.world.size > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for it
-                # DDP need not send buffers: they are synchronised when computed, or averaged in ``update``.
-                self._learners = DistributedDataParallel(
-                    self._learners, broadcast_buffers=False, gradient_as_bucket_view=True
-                )
+        self._learners = _Learners(method, probe)
+        self._forward = self._learners if self.world.size == 1 else self._distribute(self._learners)
         self.set_views(make_views)
+
+    def _distribute(self, learners: nn.Module) -> DistributedDataParallel:
+        """``learners``, whose gradients are averaged over the processes while backward still runs."""
+        # A captured step needs gradients that are not accumulated on the default stream.
+        apart = torch.cuda.stream(torch.cuda.Stream()) if self.epoch.is_cuda else contextlib.nullcontext()
+        with apart, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for it
+            # DDP need not send buffers: they are synchronised when computed, or averaged in ``update``.
+            parallel = DistributedDataParallel(learners, broadcast_buffers=False, gradient_as_bucket_view=True)
+        if self.config.train.exchange == "bf16":
+            parallel.register_comm_hook(None, bf16_compress_hook)
+        return parallel
 
     def set_views(self, make_views: MakeViews) -> None:
         """From now on make the views with another function; nothing is compiled then."""
@@ -115,26 +130,25 @@ class TrainStep:
     def compile(self) -> None:
         """Compile the augmentation into one graph, and the forward pass with the loss into another.
 
-        Nothing is compiled before the first batch arrives. Several processes compile only the augmentation: forward
-        and backward exchange statistics and gradients, and if compiling failed in one process, the others would wait.
+        Nothing is compiled before the first batch arrives. With several processes the forward pass becomes one graph
+        for each of DistributedDataParallel's buckets, so that it can exchange the gradients of a bucket while the
+        backward pass of the next one runs.
         """
         self.compiled = True
-        if self.world.size == 1:
-            self._forward = torch.compile(self._learners.forward, fullgraph=True, dynamic=False)
+        self._learners.compute = torch.compile(self._learners.loss, fullgraph=True, dynamic=False)
         self._make_views = torch.compile(self._plain_views, fullgraph=True, dynamic=False)
 
     def eager(self) -> None:
         """Undo ``compile``."""
         self.compiled = False
-        self._make_views, self._forward = self._plain_views, self._learners
+        self._make_views, self._learners.compute = self._plain_views, self._learners.loss
 
-    def warm_up(self, batch: Batch) -> None:
-        """Run what ``compile`` compiles, without training and without waiting for other processes."""
-        if self.world.size == 1:
+    def rehearse(self, batch: Batch) -> list:
+        """Run what ``compile`` compiles, without training and without waiting for other processes. Returns the
+        exchanges that would have been made, in their order (see ``rehearsal``)."""
+        with rehearsal() as exchanges:
             self.backward(batch)
-        else:
-            pixels, size, _, index = self.micro_batches(batch)[0]
-            self.views(pixels, size, index)
+        return exchanges
 
     def set_schedule(self, epoch: int, lr: float, probe_lr: float, tau: float) -> None:
         """Write epoch, learning rates and the teacher's momentum into the tensors that the step reads."""
@@ -170,8 +184,12 @@ class TrainStep:
         ]
 
     def micro_batches(self, batch: Batch) -> list[tuple[Tensor, ...]]:
-        """The parts of a batch, as ``Batch``, whose gradients a step accumulates."""
-        return list(zip(*(part.chunk(self.config.train.accumulate) for part in batch), strict=True))
+        """The parts of a batch, as ``Batch``, whose gradients a step accumulates.
+
+        Every n-th image is in the same one: so they are the same images however many processes share the batch.
+        """
+        count = min(self.config.train.accumulate, len(batch.index))
+        return [tuple(part[first::count] for part in batch) for first in range(count)]
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
@@ -182,7 +200,7 @@ class TrainStep:
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
                 loss, metrics = self._forward(self.views(pixels, size, index), index, labels, self.epoch)
-                parts = len(batch.index) / len(index)  # a ragged last batch has fewer micro-batches, or a smaller one
+                parts = len(batch.index) / len(index)  # micro-batches of a ragged last batch are not all of one size
                 (loss * (self.loss_scale.scale / parts)).backward()
             values = torch._foreach_div(list(metrics.values()), parts)
             totals = torch._foreach_add(totals, values) if totals else values
@@ -190,7 +208,9 @@ class TrainStep:
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Context in which processes exchange gradients only in the last micro-batch of a step."""
-        return contextlib.nullcontext() if last or self.world.size == 1 else self._learners.no_sync()
+        if self.world.size == 1 or (last and not rehearsing()):
+            return contextlib.nullcontext()
+        return self._forward.no_sync()
 
     def views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
         """Both augmented views of a batch, float32 [2B, 3, S, S]; arguments as in ``Batch``."""

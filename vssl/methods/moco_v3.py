@@ -6,7 +6,6 @@ Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transfor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +37,7 @@ def moco_v3_loss(queries: Tensor, keys: Tensor, temperature: float, peers: Peers
     halves = F.normalize(queries, dim=1).chunk(2), F.normalize(keys, dim=1).chunk(2)[::-1]
     for query, key in zip(*halves, strict=True):
         similarity = query @ peers.gather(key).T
-        target = peers.rank * len(query) + torch.arange(len(query), device=query.device)
+        target = peers.places(query)
         losses.append(2.0 * temperature * F.cross_entropy(similarity / temperature, target))
         cosines.append((query.detach() * key).sum(dim=1).mean())
         hits.append((similarity.detach().argmax(dim=1) == target).float().mean())
