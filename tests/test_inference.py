@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from programs import run_program
 from safetensors.torch import load_file
 from torch import nn
+from training import save_untrained
 
 import vssl
 from pipelines.errors import UserError
@@ -23,7 +23,6 @@ from vssl.engine.trainer import Trainer
 from vssl.evaluation.accuracy import accuracies
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.offline import OfflineEvaluation
-from vssl.methods import build_method
 
 # A run loaded again
 
@@ -40,16 +39,6 @@ def trainer(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(trainer):
     return trainer.directory.path
-
-
-def save_untrained(config):
-    """Save a checkpoint of an untrained student in the config's run directory; returns the directory."""
-    settings = resolve(config)
-    method = build_method(settings.method, settings.model, settings.data.image_size)
-    run = Path(settings.run.dir)
-    Checkpoints(run / "checkpoints", keep=1).save(0, {"step": 0, "method": method.state_dict()})
-    (run / "config.yaml").write_text(to_yaml(settings))
-    return run
 
 
 @pytest.fixture
@@ -107,8 +96,6 @@ def test_images_may_have_several_forms(run, digits):
     wide = np.pad(pixels[7], ((0, 0), (5, 5), (0, 0)))  # the centre square is the image
     for same in (torch.from_numpy(pixels[:8]), [Image.fromarray(i) for i in pixels[:8]], prepared, [*pixels[:7], wide]):
         torch.testing.assert_close(model.embed(same).mean, expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"an image must be uint8 \[H, W, 3\], not torch.uint8 \[8, 3\]"):
-        model.embed(pixels[0])
     with pytest.raises(ValueError, match=r"normalised images must be \[N, 3, 8, 8\]"):
         model.embed(torch.zeros(2, 3, 9, 9))
 
