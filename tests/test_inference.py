@@ -230,25 +230,6 @@ def test_an_export_without_its_run_needs_a_config(run, digits, evaluate, tmp_pat
     assert evaluate(tmp_path / "b.safetensors", "--protocol", "knn", "--config", run / "config.yaml")[0] == 0
 
 
-def test_mistakes_are_one_line_and_exit_code_2(untrained, run, evaluate, tmp_path):
-    byol = untrained("method.name=byol")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (empty / "config.yaml").write_text((run / "config.yaml").read_text())
-    for arguments, message in [
-        ((tmp_path / "absent", "--protocol", "knn"), "absent: no such run"),
-        ((empty, "--protocol", "knn"), "empty holds no whole checkpoint"),
-        ((run / "metrics.jsonl", "--protocol", "knn"), "metrics.jsonl is not a whole checkpoint"),
-        ((byol, "--protocol", "uncertainty"), "method.name=byol has no variance"),
-        ((run / "backbone.safetensors", "--protocol", "uncertainty"), "is a backbone alone"),
-        ((run, "--protocol", "knn", "--data", tmp_path), "not a packed data set"),
-    ]:
-        code, _, err = evaluate(*arguments)
-        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    code, _, err = evaluate(run, "--protocol", "knn", "--ood", tmp_path)
-    assert code == 2 and "--ood and --plot belong to --protocol uncertainty" in err
-
-
 def test_data_without_labels_is_refused(run, digits, tmp_path):
     manifest = json.loads((digits / "manifest.json").read_text())
     del manifest["splits"]["val"]

@@ -86,7 +86,7 @@ def existing_folder(dataset: str, source: Path | None) -> Path:
     if source is None:
         raise UserError(f"--dataset {dataset} needs --source DIR")
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder")
+        raise UserError(f"{source}: {'not a' if source.exists() else 'no such'} folder")
     return source
 
 
