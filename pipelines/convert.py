@@ -5,7 +5,6 @@ import itertools
 import multiprocessing
 import os
 import signal
-import stat
 import threading
 import time
 from collections import deque
@@ -24,9 +23,9 @@ from pipelines.formats import find_format
 from pipelines.formats.packed import MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
 from pipelines.formats.protocol import Writer
 from pipelines.formats.staging import staged
-from pipelines.images import ImageError, Recipe, Sample, decode, prepare
+from pipelines.images import ImageError, Recipe, Sample, decode, pillow_silenced, prepare
 from pipelines.sources import load_source
-from pipelines.sources.base import FileSlice, Image, Source, SourceSplit
+from pipelines.sources.base import Image, Source, SourceSplit, read_file
 from pipelines.sources.held_out import hold_out
 
 __all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
@@ -172,26 +171,15 @@ def _pack_split(
 
 def _prepare_chunk(recipe: Recipe, images: Iterable[Image]) -> list[Sample | str]:
     """Each image's sample, or why there is none."""
-    return [_prepare(image, recipe) for image in images]
+    with pillow_silenced():
+        return [_prepare(image, recipe) for image in images]
 
 
 def _prepare(image: Image, recipe: Recipe) -> Sample | str:
     try:
-        return prepare(image if isinstance(image, (bytes, np.ndarray)) else _read(image), recipe)
+        return prepare(image if isinstance(image, (bytes, np.ndarray)) else read_file(image), recipe)
     except ImageError as error:
         return str(error)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-
-
-def _read(image: str | FileSlice) -> bytes:
-    """A file's content, or that of a part of it. Opening anything but a regular file could wait for ever."""
-    path, start, length = image if isinstance(image, FileSlice) else (image, 0, -1)
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ImageError("is not a regular file")
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(length)
 
 
 def _verify_chunk(folder: Path, format: str, split: str, rows: range) -> str | None:

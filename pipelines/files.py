@@ -50,8 +50,8 @@ def check_writable(path: Path) -> None:
         UserError: it cannot.
     """
     try:
-        if path.is_dir():
-            raise UserError(f"cannot write {path}: it is a directory")
+        if path.exists() and not path.is_file():  # renaming would replace a pipe or a device such as /dev/null
+            raise UserError(f"cannot write {path}: it is {'a directory' if path.is_dir() else 'not a regular file'}")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
             pass

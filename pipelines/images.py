@@ -1,10 +1,12 @@
 """One image: from a file of any supported format to upright RGB, and then to what a packed data set stores."""
 
+import contextlib
 import ctypes
 import functools
 import io
 import math
 import warnings
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,17 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import UserError
 
-__all__ = ["DEFAULT_QUALITY", "TURBOJPEG", "ImageError", "Recipe", "Sample", "decode", "prepare"]
+__all__ = [
+    "DEFAULT_QUALITY",
+    "TURBOJPEG",
+    "ImageError",
+    "Recipe",
+    "Sample",
+    "decode",
+    "pillow_silenced",
+    "prepare",
+    "upright_rgb",
+]
 
 DEFAULT_QUALITY = 90  # of images that have to be encoded; ffcv's own default
 TURBOJPEG = "libturbojpeg.so.0"  # the library that checks JPEG files
@@ -102,13 +114,38 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
     """
     if not data:
         raise ImageError("is empty (0 bytes)")
+    with _refusing():
+        return _decode(data)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image that Pillow has opened or made, as ``decode`` converts a file.
+
+    Raises:
+        ImageError: its file is incomplete or damaged, or its pixels have no fixed range.
+    """
+    with _refusing():
+        image.load()
+        return _turn(_to_rgb(image), _orientation(image))
+
+
+@contextlib.contextmanager
+def pillow_silenced() -> Generator[None]:
+    """Hide Pillow's warnings about odd files. The filters belong to the whole process: enter it around threads, not on
+    each.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@contextlib.contextmanager
+def _refusing() -> Generator[None]:
+    """Whatever goes wrong becomes an ``ImageError``."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data)
+        yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        raise _too_large() from None
     except UnidentifiedImageError:
         raise ImageError("is not an image of a known format") from None
     except ImageError:
@@ -117,19 +154,26 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
         raise ImageError(f"cannot be decoded: {error}") from error
 
 
+def _too_large() -> ImageError:
+    return ImageError(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels")
+
+
 def _decode(data: bytes) -> tuple[Image.Image, bool]:
     image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise _too_large()  # Pillow only warns, until twice as many
     pixels = None
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):  # MPO: a JPEG followed by further frames
         pixels = _decode_jpeg(data, image.height, image.width)
     if pixels is None:
         image.load()
-    # After load, which already rotates TIFF files.
-    turn = _UPRIGHT.get(_orientation(image))
+    orientation = _orientation(image)  # after load, which already rotates TIFF files
     image = _to_rgb(image) if pixels is None else Image.fromarray(pixels)
-    if turn is not None:
-        image = image.transpose(turn)
-    return image, pixels is not None and turn is None
+    return _turn(image, orientation), pixels is not None and orientation not in _UPRIGHT
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _orientation(image: Image.Image) -> int:

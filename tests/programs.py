@@ -4,6 +4,7 @@ which takes seconds. ``tests/test_tools.py`` starts each program once for real."
 import contextlib
 import io
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ def run_program(*words: object) -> subprocess.CompletedProcess:
     """``python WORDS``: its exit code, and what it printed."""
     command = list(map(str, words))
     out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         mock.patch.object(sys, "argv", command),
         mock.patch.object(sys, "path", list(sys.path)),
@@ -26,4 +28,7 @@ def run_program(*words: object) -> subprocess.CompletedProcess:
             code = 0
         except SystemExit as end:
             code = end.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

@@ -176,6 +176,7 @@ def test_files_that_are_not_images_are_refused(data, reason):
         decode(data)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_000, 20_000])
 def test_an_absurd_size_is_refused(side):
     """One bit per pixel: a file of 50 kB with up to 400 million pixels."""

@@ -55,9 +55,9 @@ def test_given_weights_are_loaded_without_a_classifier(tmp_path):
 def test_given_weights_that_do_not_fit_are_one_clear_line(tmp_path):
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
     backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
-    with pytest.raises(UserError, match="does not fit the backbone"):
+    with pytest.raises(UserError, match="do not fit the backbone"):
         load_backbone_weights(backbone, str(tmp_path / "w.safetensors"))
-    with pytest.raises(UserError, match=r"cannot read model\.weights"):
+    with pytest.raises(UserError, match=r"cannot read the weights"):
         load_backbone_weights(backbone, str(tmp_path / "absent.safetensors"))
 
 

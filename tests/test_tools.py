@@ -50,52 +50,6 @@ def test_curves_are_drawn(finished, tmp_path):
     assert Image.open(tmp_path / "p.png").width > 500
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["tools/export.py", "absent", "--out", "b"], "no checkpoint at absent"),
-        (["tools/plot.py", "absent", "--out", "p.png"], "cannot read absent/metrics.jsonl"),
-        (["tools/plot.py", "absent", "--out", "README.md/p.png"], "cannot write README.md/p.png: Not a directory"),
-        (["tools/export.py", "absent", "--out", "README.md/b"], "cannot write README.md/b: Not a directory"),
-        (
-            ["tools/report.py", "absent", "--out", "r.html"],
-            "absent: not a run directory",
-        ),
-        (["tools/report.py", "docs", "--out", "r.html"], "cannot read docs/metrics.jsonl"),
-        (["tools/report.py", "absent", "--out", "README.md/r.html"], "cannot write README.md/r.html: Not a directory"),
-        (["tools/views.py", "-c", "absent.yaml", "--out", "docs"], "cannot write docs: it is a directory"),
-        (["tools/throughput.py", "-c", "absent", "--json", "README.md/t"], "cannot write README.md/t: Not a directory"),
-        (
-            ["tools/throughput.py", "-c", "absent", "--trace", "README.md/t"],
-            "cannot write README.md/t: Not a directory",
-        ),
-        (
-            ["tools/compare_step.py", "-c", "absent", "--json", "README.md/s"],
-            "cannot write README.md/s: Not a directory",
-        ),
-        (
-            ["tools/compare.py", "loaders", "--source", "absent", "--json", "README.md/l"],
-            "cannot write README.md/l: Not a directory",
-        ),
-        (
-            ["tools/compare.py", "methods", "-c", "absent", "--plot", "README.md/m"],
-            "cannot write README.md/m: Not a directory",
-        ),
-        (["tools/convert.py", "--dataset", "digits", "--out", "README.md/d"], "cannot pack digits into README.md/d: "),
-        (
-            ["tools/evaluate.py", "absent", "--protocol", "knn", "--json", "README.md/k.json"],
-            "cannot write README.md/k.json: Not a directory",
-        ),
-        (["train.py", "-c", "absent.yaml"], "cannot read the config absent.yaml"),
-        (["train.py", "-c", "configs/demo.yaml", "data.dir=absent"], "absent"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(command, message):
-    result = run_program(*command)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
-
-
 def test_print_config_shows_every_null_resolved():
     result = run_program("train.py", "-c", "configs/in100_fast.yaml", "method.name=byol", "--print-config")
     assert result.returncode == 0 and "  lr: 0.5\n" in result.stdout and "predictor_hidden: 8192" in result.stdout

@@ -31,11 +31,3 @@ def test_sheet_shows_originals_and_their_views(digits: Path, tmp_path: Path) -> 
         assert np.array_equal(original[::12, ::12].repeat(12, axis=0).repeat(12, axis=1), original)
         originals.append(original.tobytes())
     assert len(set(originals)) == 3
-
-
-def test_views_that_cannot_be_drawn_end_with_a_one_line_error(tmp_path: Path) -> None:
-    result = run(f"data.dir={tmp_path / 'absent'}", "--out", str(tmp_path / "views.png"))
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []

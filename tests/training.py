@@ -1,10 +1,15 @@
 """Small trainings, and what tests of training compare."""
 
 import contextlib
+from pathlib import Path
 
 import torch
 
+from vssl.config import to_yaml
+from vssl.engine.checkpoint import Checkpoints
+from vssl.engine.config import resolve
 from vssl.engine.trainer import Trainer
+from vssl.methods import build_method
 
 # Seconds of training on a CPU.
 SMALL = (
@@ -33,6 +38,16 @@ def everything(trainer):
 
     walk(trainer.train_step.state_dict())
     return flat
+
+
+def save_untrained(config):
+    """Save a checkpoint of an untrained student in the config's run directory; returns the directory."""
+    settings = resolve(config)
+    method = build_method(settings.method, settings.model, settings.data.image_size)
+    run = Path(settings.run.dir)
+    Checkpoints(run / "checkpoints", keep=1).save(0, {"step": 0, "method": method.state_dict()})
+    (run / "config.yaml").write_text(to_yaml(settings))
+    return run
 
 
 class Killed(Exception):

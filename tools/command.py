@@ -1,11 +1,13 @@
-"""Types for command-line arguments, and what is installed."""
+"""Types for command-line arguments, what is installed, and how a program is stopped."""
 
 import argparse
 import importlib.util
 import math
+import signal
+import sys
 from collections.abc import Callable
 
-__all__ = ["fraction", "installed", "positive", "whole"]
+__all__ = ["exit_on_signals", "fraction", "installed", "positive", "whole"]
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -50,3 +52,9 @@ def installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package is missing
         return False
+
+
+def exit_on_signals() -> None:
+    """Let SIGINT and SIGTERM raise ``SystemExit`` with 128 + the signal, so that what is unfinished is removed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))

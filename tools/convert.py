@@ -9,7 +9,6 @@ Examples:
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -20,13 +19,12 @@ from pipelines.errors import run_command
 from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
 from pipelines.sources import SOURCES
-from tools.command import fraction, whole
+from tools.command import exit_on_signals, fraction, whole
 
 
 def main() -> None:
     arguments = _parse()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    exit_on_signals()
     out = arguments.out or Path("data") / f"{arguments.dataset}-{arguments.format}"
     if arguments.verify:
         _print_packed(verify(out, arguments.workers))

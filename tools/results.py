@@ -87,6 +87,12 @@ def read_metrics(run: Path) -> list[dict]:
     """
     path = run / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not (isinstance(line, dict) and {"step", "epoch"} <= line.keys()):
+            raise UserError(f"{path}: line {number} is not a measurement: it has no step and epoch")
+    return lines

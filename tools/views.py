@@ -34,7 +34,7 @@ def main() -> None:
     arguments = _parse()
     check_writable(arguments.out)
     config = load_config(arguments.config, arguments.overrides)
-    packed = open_packed(Path(config.data.dir))
+    packed = open_packed(config.data.dir)
     count = min(arguments.images, packed.splits["train"].count)
     data = dataclasses.replace(config.data, batch_size=count, limit=count)
     augment = Augment(config.augment, data.image_size)

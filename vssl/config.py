@@ -60,6 +60,8 @@ def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
             raise _unknown(key, schema)
         field = fields[name]
         if _is_section(field):
+            if value is None:  # a section whose keys are all commented out
+                continue
             if not isinstance(value, dict):
                 raise UserError(f"{key} must be a section of keys, not {value!r}")
             chosen: Any = _choose_variant(field, value, key) if "variants" in field.metadata else field.type
@@ -199,6 +201,22 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice; PyYAML would silently use the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"found {key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# What PyYAML raises: ValueError for a date such as 2025-13-01 or bytes that are not UTF-8, RecursionError for [[[[...
+_BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
     """Read a YAML file and apply ``section.key=value`` overrides (values are YAML).
 
@@ -206,10 +224,10 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
         UserError: the file cannot be read or is not YAML, or as ``from_dict``.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = yaml.load(Path(path).read_text(), _Loader) or {}
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _BAD_YAML as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections of keys, as configs/demo.yaml does")
@@ -218,8 +236,8 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
         if not equals:
             raise UserError(f"override {override!r} must have the form section.key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = yaml.load(text, _Loader)
+        except _BAD_YAML as error:
             raise UserError(f"override {override!r}: the value is not valid YAML") from error
         section, dot, name = key.partition(".")
         if not dot or section not in _names(schema):

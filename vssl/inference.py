@@ -1,7 +1,8 @@
 """Load a trained model: features, and embeddings with their uncertainty."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from pipelines.augment.views import Augment
 from pipelines.errors import UserError
+from pipelines.images import ImageError
+from pipelines.loading.pictures import decode_ahead, each_picture, to_canvas
 from vssl.engine.checkpoint import load_newest
 from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.precision import resolve_device
@@ -55,26 +58,34 @@ class Pretrained:
         self.backbone, self.method = backbone, method
         self.augment = Augment(config.augment, config.data.image_size)
 
-    def features(self, images: Any) -> Tensor:
-        """The backbone's features, float32 [N, F] on ``device``; images as in ``embed``."""
-        size = self.config.data.batch_size
-        with torch.no_grad():
-            parts = [self.backbone(self._prepare(images[i : i + size])) for i in range(0, len(images), size)]
-        return torch.cat(parts)
+    @torch.no_grad()
+    def features(self, images: Any, *, batch_size: int | None = None) -> Tensor:
+        """The backbone's features, float32 [N, F] on ``device``; arguments and errors as in ``embed``."""
+        return torch.cat([self.backbone(batch) for batch in self._batches(images, batch_size)])
 
-    def embed(self, images: Any) -> Embedding:
+    @torch.no_grad()
+    def embed(self, images: Any, *, batch_size: int | None = None) -> Embedding:
         """Mean and variance of the student's posterior for each image, on ``device``.
 
         Args:
-            images: RGB, one or more. Either uint8 [N, H, W, 3] (array or tensor), or a list of PIL images or uint8
-                [H, W, 3] of any sizes: the run's evaluation transform (centre square, resize, normalise) is applied.
-                Or float32 [N, 3, S, S], already normalised as by ``Augment.evaluate``.
+            images: one or more of any sizes, in any of these forms, or an iterable of them, also a long iterator:
+                - the path of a picture, or of a folder: every picture below it, in sorted order;
+                - a PIL image;
+                - RGB pixels uint8 [H, W, 3] or [N, H, W, 3] (array or tensor).
+                Files and PIL images are converted to RGB as ``tools/convert.py`` does, images of more than
+                ``data.canvas`` pixels a side are scaled down to it, and the run's evaluation transform (centre square,
+                resize, normalise) is applied. Or one array or tensor of floats [N, 3, S, S], already normalised as by
+                ``Augment.evaluate``.
+            batch_size: images per forward pass; no more than a few batches are decoded at a time. None: the run's.
 
         Raises:
-            UserError: there is no variance: the method is not VSSL, or only a backbone was loaded.
-            ValueError: images of another shape or dtype.
+            UserError: there is no variance (the method is not VSSL, or only a backbone was loaded); a picture is
+                missing or damaged, or a folder holds none: the message names it.
+            ValueError: images of another kind, shape or dtype, or none.
         """
-        mean, logvar = self.trained_method().posterior(self.features(images))
+        method = self.trained_method()
+        parts = [method.posterior(self.backbone(batch)) for batch in self._batches(images, batch_size)]
+        mean, logvar = map(torch.cat, zip(*parts, strict=True))
         return Embedding(mean, logvar.exp())
 
     def trained_method(self) -> Method:
@@ -83,15 +94,39 @@ class Pretrained:
             raise UserError(f"{self.source} is a backbone alone, without a variance: give its run or a checkpoint")
         return self.method
 
-    def _prepare(self, images: Any) -> Tensor:
-        """float32 [N, 3, S, S] on the device."""
+    def _batches(self, images: Any, batch_size: int | None) -> Iterator[Tensor]:
+        """Normalised batches, float32 [B, 3, S, S] on the device, at least one."""
+        size, count = batch_size or self.config.data.batch_size, 0
+        batches = self._split(images, size) if _is_float(images) else self._read(images, size)
+        for batch in batches:
+            count += len(batch)
+            yield batch
+        if count == 0:
+            raise ValueError("there are no images")
+
+    def _split(self, images: Tensor | np.ndarray, batch_size: int) -> Iterator[Tensor]:
         side = self.config.data.image_size
-        if isinstance(images, Tensor) and images.is_floating_point():
-            if images.shape[1:] != (3, side, side):
-                raise ValueError(f"normalised images must be [N, 3, {side}, {side}], not {list(images.shape)}")
-            return images.to(self.device, torch.float32)
-        pixels, size = _canvas(images)
-        return self.augment.evaluate(pixels[:, None].to(self.device), size.to(self.device))
+        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+            raise ValueError(f"normalised images must be [N, 3, {side}, {side}], not {list(images.shape)}")
+        for start in range(0, len(images), batch_size):
+            yield torch.as_tensor(images[start : start + batch_size]).to(self.device, torch.float32)
+
+    def _read(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+        with contextlib.closing(decode_ahead(each_picture(images), batch_size, self.config.data)) as batches:
+            for batch in batches:
+                pictures = []
+                for name, pixels in batch:
+                    if isinstance(pixels, ImageError):
+                        raise UserError(f"{name}: {pixels}")
+                    pictures.append(pixels)
+                pixels, size = to_canvas(pictures)
+                yield self.augment.evaluate(pixels.to(self.device), size.to(self.device))
+
+
+def _is_float(images: Any) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.dtype.kind == "f"
+    return isinstance(images, Tensor) and images.is_floating_point()
 
 
 def load(source: str | Path, *, device: str = "auto", config: str | Path | None = None) -> Pretrained:
@@ -135,16 +170,3 @@ def _own_config(source: Path) -> Path:
     raise UserError(
         f"{source}: no config.yaml of its run {'in' if source.is_dir() else 'beside'} it: give --config FILE"
     )
-
-
-def _canvas(images: Sequence) -> tuple[Tensor, Tensor]:
-    """Images of any sizes, padded to one size: pixels uint8 [N, H, W, 3] and true sizes int32 [N, 2]."""
-    pictures = [torch.as_tensor(np.array(i.convert("RGB")) if hasattr(i, "convert") else i) for i in images]
-    for picture in pictures:
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"an image must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
-    size = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32)
-    pixels = torch.zeros(len(pictures), *size.amax(dim=0).tolist(), 3, dtype=torch.uint8)
-    for place, picture in enumerate(pictures):
-        pixels[place, : picture.shape[0], : picture.shape[1]] = picture
-    return pixels, size

@@ -71,6 +71,8 @@ def open_packed(dir: Path | str, *, verify: bool = False) -> Packed:
     Raises:
         UserError: no such folder or manifest, another version, or a failed check.
     """
+    if dir == "":
+        raise UserError("data.dir is not set: give data.dir=PACKED_DIR; tools/convert.py makes packed data sets")
     folder = Path(dir)
     packed = _parse(folder, _read_manifest(folder))
     for name, split in packed.splits.items():
@@ -120,7 +122,7 @@ def holds_packed(folder: Path) -> bool:
         content = json.loads((folder / MANIFEST).read_text())
         files = {file for split in content["splits"].values() for file in split["files"]}
         return all(path.name in files | {MANIFEST} and path.is_file() for path in folder.iterdir())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -147,12 +149,13 @@ def _check_split(packed: Packed, name: str) -> None:
 def _read_manifest(folder: Path) -> Any:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; tools/convert.py makes packed data sets")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; tools/convert.py makes packed data sets")
     if not path.is_file():
         raise UserError(f"{folder}: no {MANIFEST}: not a packed data set; tools/convert.py makes one")
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 

@@ -1,6 +1,8 @@
 """What every source gives: the images of its splits, in their final order, with labels and class names."""
 
 import itertools
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pipelines.errors import UserError
+from pipelines.images import ImageError
 
-__all__ = ["FileSlice", "Image", "Source", "SourceModule", "SourceSplit", "existing_folder", "from_arrays"]
+__all__ = ["FileSlice", "Image", "Source", "SourceModule", "SourceSplit", "existing_folder", "from_arrays", "read_file"]
 
 
 class FileSlice(NamedTuple):
@@ -83,10 +86,24 @@ def existing_folder(dataset: str, source: Path | None) -> Path:
     if source is None:
         raise UserError(f"--dataset {dataset} needs --source DIR")
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder")
+        raise UserError(f"{source}: {'not a' if source.exists() else 'no such'} folder")
     return source
 
 
 def from_arrays(split: str, pixels: np.ndarray, labels: np.ndarray) -> SourceSplit:
     """A split of pixels uint8 [N, H, W, 3] and labels int64 [N], whose images are named by their position."""
     return SourceSplit(pixels, [f"{split}[{index}]" for index in range(len(pixels))], labels)
+
+
+def read_file(file: str | FileSlice) -> bytes:
+    """The content of an image file, or of an image within a file. Raises ``ImageError`` if it cannot be read."""
+    path, start, length = file if isinstance(file, FileSlice) else (file, 0, -1)
+    try:
+        # Opening anything but a regular file could wait for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError("is not a regular file")
+        with open(path, "rb") as opened:
+            opened.seek(start)
+            return opened.read(length)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error

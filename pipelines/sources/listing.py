@@ -10,7 +10,16 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.sources.base import SourceSplit
 
-__all__ = ["NO_IMAGE", "class_folders", "first_of", "from_files", "is_image", "list_folder", "tell_ignored"]
+__all__ = [
+    "NO_IMAGE",
+    "all_images",
+    "class_folders",
+    "first_of",
+    "from_files",
+    "is_image",
+    "list_folder",
+    "tell_ignored",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +59,27 @@ def class_folders(root: Path, folders: Sequence[Path], classes: Sequence[str]) -
     return from_files(root, walk.images, labels, unusable)
 
 
+def all_images(root: Path) -> list[str]:
+    """The paths of the images below a folder, at any depth; links and other files as in ``class_folders``.
+
+    Raises:
+        UserError: a folder cannot be listed, or there is no image.
+    """
+    walk = _Walk([root])
+    walk.enter(root)
+    walk.tell()
+    if not walk.images:
+        raise UserError(f"{root}: {NO_IMAGE}")
+    return walk.images
+
+
 class _Walk:
     """Collects the images below folders of a split, in sorted order."""
 
     def __init__(self, tops: Sequence[Path]) -> None:
         """``tops``: the folders of the split; what lies in them is read at its own place, whatever links to it."""
         self.images: list[str] = []
-        self._top = tops[0]
+        self._tops = tops
         self._real_tops = [top.resolve() for top in tops]
         self._seen: set[tuple[int, int]] = set()
         self._ignored: list[str] = []
@@ -64,7 +87,8 @@ class _Walk:
 
     def enter(self, folder: Path) -> None:
         """Collect the images of a folder, unless it is or will be read at another place."""
-        if (folder.is_symlink() and self._leads_back(folder)) or not self._is_new(folder):
+        is_link = folder.is_symlink() and folder not in self._tops
+        if (is_link and self._leads_back(folder)) or not self._is_new(folder):
             self._left_out.append(folder.name)
             return
         folders, files = list_folder(folder)
@@ -78,11 +102,11 @@ class _Walk:
 
     def tell(self) -> None:
         """Log what was left out."""
-        tell_ignored(self._top, self._ignored)
+        tell_ignored(self._tops[0], self._ignored)
         if self._left_out:
             logger.warning(
                 "note: %s: left out %d links to folders that are read elsewhere: %s",
-                self._top,
+                self._tops[0],
                 len(self._left_out),
                 first_of(self._left_out),
             )

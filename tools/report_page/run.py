@@ -46,6 +46,11 @@ def read_run(path: Path, data: Path | None = None, device: str = "auto") -> Run:
 
 def _read_environment(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object")
+    return content

@@ -16,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device=cuda, but torch sees no CUDA device here; use train.device=cpu or auto")
+        raise UserError("device cuda: torch sees no CUDA device here; use cpu or auto")
     return torch.device(name)
 
 

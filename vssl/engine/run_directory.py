@@ -26,10 +26,13 @@ class RunDirectory:
         checkpoints: the checkpoints in it.
 
     Raises:
-        UserError: the directory holds a run and ``resume`` is None, or another process trains there.
+        UserError: ``run.dir`` is empty; the directory holds a run and ``resume`` is None; or another process trains
+            there.
     """
 
     def __init__(self, config: Config, resume: str | None) -> None:
+        if not config.run.dir:
+            raise UserError("run.dir is empty: name a folder for the run")
         self.path, self._resume = Path(config.run.dir), resume
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         try:

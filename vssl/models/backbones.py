@@ -107,10 +107,10 @@ def load_backbone_weights(backbone: nn.Module, path: str) -> None:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read model.weights={path}: {error}") from error
+        raise UserError(f"cannot read the weights {path}: {error}") from error
     weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
     try:
         backbone.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         first = str(error).split("\n")[1].strip()
-        raise UserError(f"model.weights={path} does not fit the backbone: {first}") from error
+        raise UserError(f"the weights {path} do not fit the backbone: {first}") from error
