@@ -12,10 +12,11 @@ from torch import nn
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
-from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
+from vssl.engine.checkpoint import Checkpoints, export_backbone, load_checkpoint
 from vssl.methods import build_method
 from vssl.methods.byol import BYOLOptions
 from vssl.models.config import ModelConfig
+from vssl.models.weights import backbone_weights
 
 STATE = {"step": 1, "method": {"w": torch.ones(3)}}
 
@@ -53,7 +54,7 @@ def test_a_changed_byte_in_a_tensor_is_found_and_the_one_before_taken(tmp_path, 
     content = bytearray(newest.read_bytes())
     content[content.index(torch.tensor(1.2345).numpy().tobytes()) + 400] ^= 1
     newest.write_bytes(content)
-    with pytest.raises(UserError, match=r"000002\.pt is not a whole checkpoint: the checksum of .* does not match"):
+    with pytest.raises(UserError, match=r"000002\.pt is damaged: the checksum of .* does not match"):
         load_checkpoint(newest)
     assert checkpoints.newest()["step"] == 1
     assert "passed over" in capsys.readouterr().err

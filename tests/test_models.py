@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
 from torch import nn
 
 from pipelines.errors import UserError
-from vssl.models.backbones import build_backbone, load_backbone_weights
+from vssl.models.backbones import build_backbone
 from vssl.models.config import ModelConfig
 from vssl.models.ema import Teacher, tau_at
 from vssl.models.encoder import Encoder
@@ -42,23 +41,6 @@ def test_resnet8_is_small():
     backbone, width = build_backbone(ModelConfig(backbone="resnet8", stem="auto"), 32)
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, width)
     assert sum(w.numel() for w in backbone.parameters()) < 100_000
-
-
-def test_given_weights_are_loaded_without_a_classifier(tmp_path):
-    source = torchvision.models.resnet18(weights=None)
-    save_file(source.state_dict(), tmp_path / "w.safetensors")
-    backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
-    load_backbone_weights(backbone, str(tmp_path / "w.safetensors"))
-    torch.testing.assert_close(backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
-
-
-def test_given_weights_that_do_not_fit_are_one_clear_line(tmp_path):
-    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
-    with pytest.raises(UserError, match="does not fit the backbone"):
-        load_backbone_weights(backbone, str(tmp_path / "w.safetensors"))
-    with pytest.raises(UserError, match=r"cannot read model\.weights"):
-        load_backbone_weights(backbone, str(tmp_path / "absent.safetensors"))
 
 
 def test_gaussian_head_standardises_means_and_bounds_variances():

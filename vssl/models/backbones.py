@@ -11,7 +11,7 @@ from pipelines.errors import UserError
 from vssl.models.config import ModelConfig
 from vssl.models.norm import BatchNorm2d, adopt_norms
 
-__all__ = ["build_backbone", "load_backbone_weights"]
+__all__ = ["build_backbone"]
 
 
 class ResNet8(nn.Module):
@@ -93,24 +93,3 @@ def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
     except TypeError:  # convolutional networks take no such argument
         backbone = timm.create_model(name, num_classes=0)
     return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
-
-
-def load_backbone_weights(backbone: nn.Module, path: str) -> None:
-    """Load weights from a ``.safetensors`` file with the backbone's keys; a classifier's ``fc.*`` is ignored.
-
-    Raises:
-        UserError: the file cannot be read, or its keys or shapes do not fit the backbone.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read model.weights={path}: {error}") from error
-    weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
-    try:
-        backbone.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        first = str(error).split("\n")[1].strip()
-        raise UserError(f"model.weights={path} does not fit the backbone: {first}") from error
