@@ -8,6 +8,8 @@ import torchvision
 from torch import nn
 
 from pipelines.errors import UserError
+from vssl.engine.build import initial_method
+from vssl.engine.config import resolve
 from vssl.models.backbones import build_backbone
 from vssl.models.config import ModelConfig
 from vssl.models.ema import Teacher, tau_at
@@ -140,3 +142,17 @@ def test_an_unknown_timm_network_names_the_nearest():
     pytest.importorskip("timm")
     with pytest.raises(UserError, match=r"no network 'resnet81'; did you mean model\.backbone=timm:resnet18"):
         build_backbone(ModelConfig(backbone="timm:resnet81"), 32)
+
+
+@pytest.mark.parametrize(("name", "side"), [("test_vit", 8), ("convnext_atto", 8)])
+def test_an_image_too_small_for_a_network_is_one_clear_line(name, side):
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=f"timm:{name} does not take images of {side} pixels: "):
+        build_backbone(ModelConfig(backbone=f"timm:{name}"), side)
+
+
+def test_a_network_of_one_image_size_cannot_start_with_smaller_views(config):
+    pytest.importorskip("timm")
+    keys = ("model.backbone=timm:vit_tiny_patch16_224", "data.image_size=64", "train.first_size=32")
+    with pytest.raises(UserError, match=r"does not take images of 32 pixels: Input height \(32\) doesn't match"):
+        initial_method(resolve(config(*keys)))

@@ -2,6 +2,7 @@
 
 import difflib
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
@@ -11,7 +12,7 @@ from pipelines.errors import UserError
 from vssl.models.config import ModelConfig
 from vssl.models.norm import BatchNorm2d, adopt_norms
 
-__all__ = ["build_backbone"]
+__all__ = ["build_backbone", "check_side"]
 
 
 class ResNet8(nn.Module):
@@ -59,10 +60,12 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
         the module ([B, 3, H, W] -> [B, width]) and the width of its features.
 
     Raises:
-        UserError: timm is not installed or has no such network, or a norm is not supported (``adopt_norms``).
+        UserError: timm is not installed or has no such network, the network does not take images of this size, or a
+            norm is not supported (``adopt_norms``).
     """
     if config.backbone.startswith("timm:"):
         backbone, width = _build_timm(config.backbone.removeprefix("timm:"), config.stem, image_size)
+        check_side(backbone, config.backbone, image_size)
     elif config.backbone == "resnet8":
         backbone, width = ResNet8(), 64
     else:
@@ -93,3 +96,16 @@ def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
     except TypeError:  # convolutional networks take no such argument
         backbone = timm.create_model(name, num_classes=0)
     return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
+
+
+@torch.no_grad()
+def check_side(backbone: nn.Module, name: str, side: int) -> None:
+    """Raise UserError if a backbone, on the CPU, does not take images of ``side`` pixels: patches, strides and position
+    embeddings limit the sizes. ``name`` is its ``model.backbone``."""
+    training = backbone.training
+    try:
+        backbone.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"model.backbone={name} does not take images of {side} pixels: {error}") from error
+    finally:
+        backbone.train(training)
