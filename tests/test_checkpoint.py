@@ -54,7 +54,7 @@ def test_a_changed_byte_in_a_tensor_is_found_and_the_one_before_taken(tmp_path, 
     content = bytearray(newest.read_bytes())
     content[content.index(torch.tensor(1.2345).numpy().tobytes()) + 400] ^= 1
     newest.write_bytes(content)
-    with pytest.raises(UserError, match=r"000002\.pt is damaged: the checksum of .* does not match"):
+    with pytest.raises(UserError, match=r"000002\.pt is not a whole checkpoint: the checksum of .* does not match"):
         load_checkpoint(newest)
     assert checkpoints.newest()["step"] == 1
     assert "passed over" in capsys.readouterr().err

@@ -278,7 +278,7 @@ def test_mistakes_are_one_line_and_exit_code_2(untrained, run, evaluate, tmp_pat
         ((empty, "--protocol", "knn"), "empty holds no whole checkpoint"),
         (
             (run / "metrics.jsonl", "--protocol", "knn"),
-            "metrics.jsonl is not a whole file of safetensors or torch.save",
+            "metrics.jsonl: not a whole file of safetensors or torch.save",
         ),
         ((byol, "--protocol", "uncertainty"), "method.name=byol has no variance"),
         ((run / "backbone.safetensors", "--protocol", "uncertainty"), "is a backbone alone"),

@@ -158,17 +158,17 @@ def test_files_that_cannot_be_read_are_one_line_and_never_executed(tmp_path, mon
     torch.save([torch.zeros(1)], "list.pth")
     (tmp_path / "run").mkdir()
     for path, message in [
-        ("bomb.pth", "not made of tensors alone: it holds posix.system, and no code in a file is executed"),
-        ("network.pth", "not made of tensors alone: it holds torch.nn.modules.linear.Linear"),
-        ("text.pth", "text.pth is not a whole file of safetensors or torch.save"),
-        ("text.safetensors", "text.safetensors is not a whole file of safetensors or torch.save"),
-        ("damaged.pth", "damaged.pth is damaged: the checksum of .* does not match"),
-        ("half.pth", "half.pth is not a whole file"),
+        ("bomb.pth", "bomb.pth: it holds posix.system, not tensors alone, and no code in a file is executed"),
+        ("network.pth", "cannot read the weights network.pth: it holds torch.nn.modules.linear.Linear"),
+        ("text.pth", "text.pth: not a whole file of safetensors or torch.save"),
+        ("text.safetensors", "text.safetensors: not a whole file of safetensors or torch.save"),
+        ("damaged.pth", "damaged.pth: the checksum of .* does not match"),
+        ("half.pth", "half.pth: not a whole file"),
         ("empty.pth", "empty.pth holds no state dict, only epoch, best, arch and 1 more"),
         ("list.pth", "list.pth holds no state dict$"),
-        ("absent.safetensors", "cannot read absent.safetensors: No such file"),
-        ("absent.pth", "cannot read absent.pth: No such file or directory"),
-        ("run", "cannot read run/backbone.safetensors: No such file"),
+        ("absent.safetensors", "cannot read the weights absent.safetensors: No such file"),
+        ("absent.pth", "cannot read the weights absent.pth: No such file or directory"),
+        ("run", "cannot read the weights run/backbone.safetensors: No such file"),
     ]:
         with pytest.raises(UserError, match=message) as raised:
             load_backbone_weights(network(), path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
-from vssl.models.weights import read_weights
+from vssl.models.weights import read_tensors
 
 __all__ = [
     "Checkpoints",
@@ -24,21 +24,24 @@ _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values, on the CPU, read by ``read_weights``.
+    """A checkpoint's tensors and plain values, on the CPU, read by ``read_tensors``.
 
     Raises:
         UserError: no such file, or not a whole checkpoint of this program.
     """
     if not path.exists():
         raise UserError(f"no checkpoint at {path}")
-    state = read_weights(path)
+    try:
+        state = read_tensors(path)
+    except UserError as error:
+        raise UserError(f"{path} is not a whole checkpoint: {error}") from error
     if not is_checkpoint(state):
         raise UserError(f"{path} is not a checkpoint of this version of the program")
     return state
 
 
 def is_checkpoint(content: Any) -> bool:
-    """Whether a file's content (``read_weights``) is a checkpoint of this program."""
+    """Whether a file's content (``read_tensors``) is a checkpoint of this program."""
     return isinstance(content, dict) and "step" in content and isinstance(content.get("method"), dict)
 
 

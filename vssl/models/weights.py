@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import UserError
 
-__all__ = ["backbone_weights", "fit_backbone", "load_backbone_weights", "read_weights"]
+__all__ = ["backbone_weights", "fit_backbone", "load_backbone_weights", "read_tensors", "read_weights"]
 
 # Where training programs put the state dict in their checkpoints, and what wrappers put before its keys.
 _CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict")
@@ -35,10 +35,19 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> str:
 
 
 def read_weights(path: Path) -> Any:
+    """``read_tensors``, whose errors then name the file."""
+    try:
+        return read_tensors(path)
+    except UserError as error:
+        raise UserError(f"cannot read the weights {path}: {error}") from error
+
+
+def read_tensors(path: Path) -> Any:
     """What a ``.safetensors`` file or one of ``torch.save`` holds, on the CPU; its checksums, if any, are verified.
 
     Raises:
-        UserError: the file is absent or damaged, or holds more than tensors and plain values.
+        UserError: the file is absent or damaged, or holds more than tensors and plain values. The message is the reason
+            alone.
     """
     from safetensors.torch import load_file
 
@@ -51,14 +60,14 @@ def read_weights(path: Path) -> Any:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(error.strerror or str(error)) from error
     except Exception as error:  # torch.load raises many kinds for an incomplete file or one of another kind
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise UserError(
-                f"{path} is not made of tensors alone: it holds {found[1]}, and no code in a file is executed; "
-                "save the state dict alone, torch.save(model.state_dict(), FILE)"
+                f"it holds {found[1]}, not tensors alone, and no code in a file is executed; save the state dict "
+                "alone, torch.save(model.state_dict(), FILE)"
             ) from error
-        raise UserError(f"{path} is not a whole file of safetensors or torch.save ({type(error).__name__})") from error
+        raise UserError(f"not a whole file of safetensors or torch.save ({type(error).__name__})") from error
 
 
 def _verify(path: Path) -> None:
@@ -67,7 +76,7 @@ def _verify(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise UserError(f"{path} is damaged: the checksum of {damaged} does not match")
+            raise UserError(f"the checksum of {damaged} does not match")
 
 
 def fit_backbone(backbone: nn.Module, content: Any, source: Path) -> str:
