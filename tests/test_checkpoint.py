@@ -12,10 +12,11 @@ from torch import nn
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
-from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone, load_checkpoint
+from vssl.engine.checkpoint import Checkpoints, export_backbone, load_checkpoint
 from vssl.methods import build_method
 from vssl.methods.byol import BYOLOptions
 from vssl.models.config import ModelConfig
+from vssl.models.weights import backbone_weights
 
 STATE = {"step": 1, "method": {"w": torch.ones(3)}}
 

@@ -22,9 +22,10 @@ from pipelines.errors import UserError
 from pipelines.images import ImageError
 from pipelines.loading.build import build_loader
 from pipelines.loading.pictures import Picture, decode_ahead
-from vssl.engine.checkpoint import backbone_weights, export_backbone
+from vssl.engine.checkpoint import export_backbone
 from vssl.evaluation.features import extract_features
 from vssl.inference import Pretrained
+from vssl.models.weights import backbone_weights
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,11 @@ RUN = [
     Row("run.dir not set", f"{TRAIN} run.dir=", "run.dir is empty: name a folder for the run"),
     Row("resume of nothing", f"{TRAIN} --resume {{tmp}}/absent", "no checkpoint at {tmp}/absent"),
     Row("resume of no run", f"{TRAIN} --resume {{empty}}", "{empty} holds no whole checkpoint"),
-    Row("resume of no checkpoint", f"{TRAIN} --resume {{file}}", "{file} is not a whole checkpoint: BadZipFile"),
+    Row(
+        "resume of no checkpoint",
+        f"{TRAIN} --resume {{file}}",
+        "{file} is not a whole checkpoint: not a whole file of ...",
+    ),
     Row("other backbone", f"{RESUME} model.backbone=resnet18", f"model.backbone was resnet8, now resnet18: {OTHER}"),
     Row("other batch size", f"{RESUME} data.batch_size=16", f"data.batch_size was 32, now 16: {OTHER}"),
     Row("other seed", f"{RESUME} train.seed=1", f"train.seed was 0, now 1: {OTHER}"),
@@ -173,7 +177,7 @@ TOOLS = [
     Row(
         "evaluate another file",
         "tools/evaluate.py {metrics} --protocol knn",
-        "{metrics} is not a whole checkpoint: BadZipFile",
+        "cannot read the weights {metrics}: not a whole file of ...",
     ),
     Row(
         "evaluate an export cut off",

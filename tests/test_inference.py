@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import small_config
 from PIL import Image
 from programs import run_program
@@ -17,12 +18,13 @@ import vssl
 from pipelines.errors import UserError
 from pipelines.formats.packed import open_packed
 from vssl.config import to_yaml
-from vssl.engine.checkpoint import Checkpoints, backbone_weights, export_backbone
+from vssl.engine.checkpoint import Checkpoints, export_backbone
 from vssl.engine.config import resolve
 from vssl.engine.trainer import Trainer
 from vssl.evaluation.accuracy import accuracies
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.offline import OfflineEvaluation
+from vssl.models.weights import backbone_weights
 
 # A run loaded again
 
@@ -228,6 +230,29 @@ def test_an_export_without_its_run_needs_a_config(run, digits, evaluate, tmp_pat
     code, _, err = evaluate(tmp_path / "b.safetensors", "--protocol", "knn")
     assert code == 2 and err.count("\n") == 1 and "no config.yaml of its run beside it: give --config FILE" in err
     assert evaluate(tmp_path / "b.safetensors", "--protocol", "knn", "--config", run / "config.yaml")[0] == 0
+
+
+def test_the_weights_of_another_library_are_evaluated_with_the_configs_transform(digits, evaluate, tmp_path):
+    network = torchvision.models.resnet18().eval()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "resnet18.pth")
+    keys = ["model.backbone=resnet18", "model.stem=imagenet", "data.image_size=16", "augment.mean=[0.1,0.2,0.3]"]
+    arguments = ("--protocol", "knn", "--data", digits, "--json", tmp_path / "k.json", "--device", "cpu")
+    code, _, err = evaluate(tmp_path / "resnet18.pth", *arguments, "--config", "configs/demo.yaml", *keys)
+    assert (code, err) == (0, f"{tmp_path / 'resnet18.pth'}: ignored: fc.weight, fc.bias\n")
+    report = json.loads((tmp_path / "k.json").read_text())
+    assert (report["method"], report["step"], report["backbone"]) == (None, None, "resnet18")
+    model = vssl.load(tmp_path / "resnet18.pth", device="cpu", config="configs/demo.yaml", overrides=keys)
+    pixels, network.fc = torch.full((1, 8, 8, 3), 51, dtype=torch.uint8), nn.Identity()
+    std = torch.tensor(model.config.augment.std)
+    normalised = ((0.2 - torch.tensor([0.1, 0.2, 0.3])) / std).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    torch.testing.assert_close(model.features(pixels), network(normalised), atol=1e-4, rtol=1e-4)
+
+
+def test_overrides_change_a_runs_own_config(untrained, digits, evaluate):
+    run = untrained("data.dir=gone", "data.loader=torch")
+    assert evaluate(run, "--protocol", "knn", f"data.dir={digits}", "data.loader=auto")[0] == 0
+    code, _, err = evaluate(run, "--protocol", "knn", "data.sizes=3")
+    assert code == 2 and "unknown config key 'data.sizes'" in err
 
 
 def test_data_without_labels_is_refused(run, digits, tmp_path):

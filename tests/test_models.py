@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
 from torch import nn
 
 from pipelines.errors import UserError
-from vssl.models.backbones import build_backbone, load_backbone_weights
+from vssl.engine.build import initial_method
+from vssl.engine.config import resolve
+from vssl.models.backbones import build_backbone
 from vssl.models.config import ModelConfig
 from vssl.models.ema import Teacher, tau_at
 from vssl.models.encoder import Encoder
@@ -42,23 +43,6 @@ def test_resnet8_is_small():
     backbone, width = build_backbone(ModelConfig(backbone="resnet8", stem="auto"), 32)
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, width)
     assert sum(w.numel() for w in backbone.parameters()) < 100_000
-
-
-def test_given_weights_are_loaded_without_a_classifier(tmp_path):
-    source = torchvision.models.resnet18(weights=None)
-    save_file(source.state_dict(), tmp_path / "w.safetensors")
-    backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
-    load_backbone_weights(backbone, str(tmp_path / "w.safetensors"))
-    torch.testing.assert_close(backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
-
-
-def test_given_weights_that_do_not_fit_are_one_clear_line(tmp_path):
-    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
-    with pytest.raises(UserError, match="do not fit the backbone"):
-        load_backbone_weights(backbone, str(tmp_path / "w.safetensors"))
-    with pytest.raises(UserError, match=r"cannot read the weights"):
-        load_backbone_weights(backbone, str(tmp_path / "absent.safetensors"))
 
 
 def test_gaussian_head_standardises_means_and_bounds_variances():
@@ -158,3 +142,17 @@ def test_an_unknown_timm_network_names_the_nearest():
     pytest.importorskip("timm")
     with pytest.raises(UserError, match=r"no network 'resnet81'; did you mean model\.backbone=timm:resnet18"):
         build_backbone(ModelConfig(backbone="timm:resnet81"), 32)
+
+
+@pytest.mark.parametrize(("name", "side"), [("test_vit", 8), ("convnext_atto", 8)])
+def test_an_image_too_small_for_a_network_is_one_clear_line(name, side):
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=f"timm:{name} does not take images of {side} pixels: "):
+        build_backbone(ModelConfig(backbone=f"timm:{name}"), side)
+
+
+def test_a_network_of_one_image_size_cannot_start_with_smaller_views(config):
+    pytest.importorskip("timm")
+    keys = ("model.backbone=timm:vit_tiny_patch16_224", "data.image_size=64", "train.first_size=32")
+    with pytest.raises(UserError, match=r"does not take images of 32 pixels: Input height \(32\) doesn't match"):
+        initial_method(resolve(config(*keys)))

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from vssl.optim import LARS, Schedule, build_optimizer, set_learning_rate
+from pipelines.errors import UserError
+from vssl.engine.config import resolve
+from vssl.methods import METHODS, build_method
+from vssl.models.backbones import build_backbone
+from vssl.models.config import ModelConfig
+from vssl.optim import LARS, Schedule, build_optimizer, load_optimizer, set_learning_rate
 
 
 def network():
@@ -116,6 +121,81 @@ def test_biases_and_norms_are_neither_decayed_nor_adapted():
     decayed, plain = optimizer.param_groups
     assert {w.ndim for w in decayed["params"]} == {2} and decayed["adapt"]
     assert {w.ndim for w in plain["params"]} == {1} and not plain["adapt"]
+
+
+def assert_grouped(module, plain):
+    """The weights without decay are those named ``plain``; within both groups they keep the module's order."""
+    named = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    groups = build_optimizer([module], "sgd", torch.tensor(0.1), 0.1, 0.9, 0.0).param_groups
+    expected = [weight for name, weight in named.items() if name not in plain], [named[name] for name in plain]
+    for group, weights in zip(groups, expected, strict=True):
+        assert [id(weight) for weight in group["params"]] == [id(weight) for weight in weights]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+def vectors(module):
+    """The names of all trained weights of one dimension."""
+    return [name for name, weight in module.named_parameters() if weight.requires_grad and weight.ndim <= 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_of_a_method_with_a_resnet_go_by_dimensions_alone(config, method):
+    """The optimizer's state in a checkpoint depends on the order."""
+    settings = resolve(config(f"method.name={method}"))
+    module = build_method(settings.method, settings.model, 8)
+    assert_grouped(module, vectors(module))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "timm:resnet26d", "timm:test_convnext"])
+def test_groups_of_convolutional_networks_go_by_dimensions_alone(name):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    with torch.device("meta"):
+        module, _ = build_backbone(ModelConfig(backbone=name), 224)
+    assert_grouped(module, vectors(module))
+
+
+@pytest.mark.parametrize(("name", "more"), [("test_vit", "cls_token"), ("test_vit2", "reg_token")])
+def test_tokens_and_position_embeddings_do_not_decay(name, more):
+    pytest.importorskip("timm")
+    backbone, _ = build_backbone(ModelConfig(backbone=f"timm:{name}"), 32)
+    module = nn.ModuleDict({"encoder": backbone})
+    plain = {*vectors(module), "encoder.pos_embed", f"encoder.{more}"}
+    assert_grouped(module, [key for key, _ in module.named_parameters() if key in plain])
+
+
+class Odd(nn.Module):
+    """Weights of several dimensions that do not decay, and some that do."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(4, 1, 1))
+        self.attention = nn.MultiheadAttention(4, 1)
+        self.norm = nn.LayerNorm([3, 4])
+        self.table = nn.Linear(4, 4)
+        self.embed = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+
+    def no_weight_decay(self):
+        return {"table.weight", "embed.0.*"}
+
+
+def test_groups_go_by_the_kind_of_weight_and_by_what_the_network_excludes():
+    module = nn.Sequential(Odd())
+    groups = build_optimizer([module], "sgd", torch.tensor(0.1), 0.1, 0.9, 0.0).param_groups
+    decayed = {id(weight) for weight in groups[0]["params"]}
+    assert {name for name, weight in module.named_parameters() if id(weight) in decayed} == {
+        "0.attention.in_proj_weight",
+        "0.attention.out_proj.weight",
+        "0.embed.1.parametrizations.weight.original0",
+        "0.embed.1.parametrizations.weight.original1",
+    }
+
+
+def test_a_state_of_other_groups_is_one_clear_line():
+    old = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": []}], 0.1)
+    optimizer = build_optimizer([network()], "sgd", torch.tensor(0.1), 0.1, 0.9, 0.0)
+    with pytest.raises(UserError, match=r"other groups of weights .*: start a new run with model\.weights=CHECKPOINT"):
+        load_optimizer(optimizer, old.state_dict())
 
 
 def test_warm_up_rises_linearly_then_the_cosine_falls_to_zero():

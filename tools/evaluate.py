@@ -5,6 +5,7 @@ Examples:
   python tools/evaluate.py runs/cifar10 --protocol knn
   python tools/evaluate.py runs/cifar10/backbone.safetensors --protocol linear --data data/cifar100-resident
   python tools/evaluate.py runs/cifar10 --protocol uncertainty --ood data/cifar100-resident
+  python tools/evaluate.py resnet50.pth --protocol knn --config configs/in100_fast.yaml model.backbone=resnet50
 """
 
 import argparse
@@ -26,7 +27,7 @@ from vssl.inference import load
 def main() -> None:
     arguments = _parse()
     check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
-    model = load(arguments.source, device=arguments.device, config=arguments.config)
+    model = load(arguments.source, device=arguments.device, config=arguments.config, overrides=arguments.overrides)
     packed = open_packed(arguments.data or model.config.data.dir)
     evaluation = OfflineEvaluation(model, packed, arguments.batch_size)
     head = report_head(model.device)
@@ -50,17 +51,21 @@ def _parse() -> argparse.Namespace:
         "source",
         type=Path,
         metavar="RUN_OR_CHECKPOINT",
-        help="a run directory (its newest checkpoint), a checkpoint, or an exported backbone",
+        help="a run directory (its newest checkpoint), a checkpoint, an exported backbone, or a file of torchvision or "
+        "timm",
     )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
     parser.add_argument("--data", type=Path, metavar="PACKED_DIR", help="default: the run's data.dir")
     parser.add_argument("--ood", type=Path, metavar="PACKED_DIR", help="uncertainty: out-of-distribution images")
     add_json(parser)
     add_plot(parser, "uncertainty: write a chart; default: beside the --json file")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="default: the run's config.yaml")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="network and transform; default: the run's config.yaml"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="images per forward pass; default: the run's")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.protocol != "uncertainty" and (arguments.ood or arguments.plot):
         parser.error("--ood and --plot belong to --protocol uncertainty")
     if arguments.protocol == "uncertainty" and arguments.json and not arguments.plot:

@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
 from pipelines.files import check_writable
-from vssl.engine.checkpoint import backbone_weights, export_backbone, load_newest
+from vssl.engine.checkpoint import export_backbone, load_newest
+from vssl.models.weights import backbone_weights
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,13 @@ from pipelines.augment.views import Augment
 from pipelines.errors import UserError
 from pipelines.images import ImageError
 from pipelines.loading.pictures import decode_ahead, each_picture, to_canvas
-from vssl.engine.checkpoint import load_newest
+from vssl.engine.checkpoint import is_checkpoint, load_newest
 from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.precision import resolve_device
 from vssl.methods import build_method
 from vssl.methods.base import Method
-from vssl.models.backbones import build_backbone, load_backbone_weights
+from vssl.models.backbones import build_backbone
+from vssl.models.weights import fit_backbone, read_weights
 
 __all__ = ["Embedding", "Pretrained", "load"]
 
@@ -40,6 +42,7 @@ class Pretrained:
         backbone: [N, 3, S, S] -> [N, F].
         method: the whole trained method; None for an exported backbone.
         step: the step of the checkpoint; None for an exported backbone.
+        trained_by: the name of the method that trained it; None: a backbone whose run is not known.
         augment: the transforms of the run.
         device: the device that holds the model.
     """
@@ -52,7 +55,9 @@ class Pretrained:
         method: Method | None,
         step: int | None,
         device: torch.device,
+        trained_by: str | None,
     ) -> None:
+        self.trained_by = trained_by
         self.source, self.config, self.step, self.device = source, config, step, device
         (method or backbone).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self.backbone, self.method = backbone, method
@@ -129,14 +134,19 @@ def _is_float(images: Any) -> bool:
     return isinstance(images, Tensor) and images.is_floating_point()
 
 
-def load(source: str | Path, *, device: str = "auto", config: str | Path | None = None) -> Pretrained:
+def load(
+    source: str | Path, *, device: str = "auto", config: str | Path | None = None, overrides: Sequence[str] = ()
+) -> Pretrained:
     """Load a trained model.
 
     Args:
-        source: a run directory (its newest checkpoint), a checkpoint, or an exported backbone (``.safetensors``).
+        source: a run directory (its newest checkpoint), a checkpoint, an exported backbone, or weights of torchvision
+            or timm (``.safetensors``, ``.pth``, ...; see ``fit_backbone`` for what fits).
         device: auto, cpu or cuda.
-        config: a YAML file that describes the model; None: the ``config.yaml`` of the run, in the run directory,
-            beside the file, or one folder above it (for a checkpoint in ``checkpoints/``).
+        config: a YAML file that describes the model and its evaluation transform (size, ``augment.mean`` and ``std``);
+            None: the ``config.yaml`` of the run, in the run directory, beside the file, or one folder above it (for a
+            checkpoint in ``checkpoints/``).
+        overrides: ``section.key=value``, applied to the config.
 
     Raises:
         UserError: the source or its config does not exist, or the weights do not fit the config.
@@ -144,13 +154,15 @@ def load(source: str | Path, *, device: str = "auto", config: str | Path | None 
     source = Path(source)
     if not source.exists():
         raise UserError(f"{source}: no such run, checkpoint or exported backbone")
-    settings = resolve(load_config(config or _own_config(source)))
+    settings = resolve(load_config(config or _own_config(source), overrides))
     target, image_size = resolve_device(device), settings.data.image_size
-    if source.suffix == ".safetensors":
+    state = load_newest(source) if source.is_dir() else read_weights(source)
+    if not is_checkpoint(state):
         backbone, _ = build_backbone(settings.model, image_size)
-        load_backbone_weights(backbone, str(source))
-        return Pretrained(source, settings, backbone, None, None, target)
-    state = load_newest(source)
+        if left_out := fit_backbone(backbone, state, source):
+            print(left_out, file=sys.stderr)
+        trained_by = None if config else settings.method.name  # a given config need not be that of its run
+        return Pretrained(source, settings, backbone, None, None, target, trained_by)
     model = dataclasses.replace(settings.model, weights="")  # only the run's start needed them
     method = build_method(settings.method, model, image_size)
     try:
@@ -158,7 +170,7 @@ def load(source: str | Path, *, device: str = "auto", config: str | Path | None 
     except RuntimeError as error:
         first = str(error).split("\n")[1].strip()
         raise UserError(f"{source} does not fit its config: {first}") from error
-    return Pretrained(source, settings, method.student.backbone, method, state["step"], target)
+    return Pretrained(source, settings, method.student.backbone, method, state["step"], target, settings.method.name)
 
 
 def _own_config(source: Path) -> Path:

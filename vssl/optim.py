@@ -1,15 +1,20 @@
 """Optimizers that run entirely on the device, parameter groups, and the schedule of the learning rate."""
 
+import fnmatch
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pipelines.errors import UserError
 from pipelines.options import option
 
 __all__ = ["LARS", "OptimConfig", "Schedule", "build_optimizer", "load_optimizer", "set_learning_rate"]
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # their weights may have several dimensions; those of the others have one
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,9 @@ class OptimConfig:
         low=0.0,
         may_change=True,
     )
-    weight_decay: float | None = option(None, "not applied to biases and norms; null: the method's recipe", low=0.0)
+    weight_decay: float | None = option(
+        None, "not applied to biases, norms, position embeddings and tokens; null: the method's recipe", low=0.0
+    )
     momentum: float = option(0.9, "momentum of lars and sgd", low=0.0, high=1.0)
     eta: float = option(0.02, "lars: trust coefficient", low=0.0)
     warmup_epochs: float = option(10.0, "linear warm-up from 0; at most a tenth of the run", low=0.0)
@@ -74,18 +81,36 @@ def _start_momentum(optimizer: torch.optim.SGD) -> None:
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
+def _weights(module: nn.Module) -> Iterator[tuple[Tensor, bool]]:
+    """Every weight that is trained, and whether it decays: matrices and kernels do, unless the network itself excludes
+    them (``no_weight_decay()``, timm's convention). What is not called a weight is an embedding, a token or a scale.
+    """
+    parts = dict(module.named_modules())
+    excluded = [
+        f"{path}.{name}".removeprefix(".")
+        for path, part in parts.items()
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    ]
+    for name, weight in module.named_parameters():
+        if weight.requires_grad:
+            is_norm = isinstance(parts[name.rpartition(".")[0]], _NORMS)
+            listed = any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded)
+            yield weight, weight.ndim > 1 and "weight" in name and not is_norm and not listed
+
+
 def build_optimizer(
     modules: list[nn.Module], name: str, lr: Tensor, weight_decay: float, momentum: float, eta: float
 ) -> torch.optim.Optimizer:
-    """A fused optimizer over the modules' weights; biases and norms (one dimension) have no decay and no adaptation.
+    """A fused optimizer over the modules' weights, in two groups: those with weight decay (and adaptation, under
+    LARS), and those without it: biases, norms, scales, position embeddings, class tokens.
 
     ``lr`` is a float32 scalar tensor on the weights' device, shared by all groups: a schedule writes into it.
     """
-    weights = [w for module in modules for w in module.parameters() if w.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [w for w in weights if w.ndim > 1]},
-        {"params": [w for w in weights if w.ndim <= 1]},
-    ]
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": []}]
+    for module in modules:
+        for weight, decays in _weights(module):
+            groups[0 if decays else 1]["params"].append(weight)
     if name == "lars":
         groups[1]["adapt"] = False
         return LARS(groups, lr, momentum, weight_decay, eta)
@@ -100,9 +125,19 @@ def build_optimizer(
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Load a state saved on any device. The learning rate stays the optimizer's own tensor on the device: torch would
-    replace it by the checkpoint's tensor on the host, which a captured step does not read."""
+    replace it by the checkpoint's tensor on the host, which a captured step does not read.
+
+    Raises:
+        UserError: the state belongs to other groups of weights.
+    """
     kept = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:  # versions differ in the weights that decay
+        raise UserError(
+            "the checkpoint's optimizer has other groups of weights than this version of the program: start a new run "
+            "with model.weights=CHECKPOINT"
+        ) from error
     for group, own in zip(optimizer.param_groups, kept, strict=True):
         group.update(own)
 

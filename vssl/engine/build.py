@@ -18,15 +18,20 @@ from vssl.engine.step import MakeViews, TrainStep
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods import build_method
 from vssl.methods.base import Method
+from vssl.models.backbones import check_side
 
 __all__ = ["build_step", "initial_method", "make_views", "prepare_step"]
 
 
 def initial_method(config: Config, peers: Peers | None = None) -> Method:
     """The method as a run of a resolved config starts with it: its weights drawn from ``train.seed`` or read from
-    ``model.weights``; peers as in ``build_method``."""
+    ``model.weights``; peers as in ``build_method``. Raises UserError as it does, and if the network does not take views
+    of ``train.first_size``."""
     torch.manual_seed(config.train.seed)
-    return build_method(config.method, config.model, config.data.image_size, seed=config.train.seed, peers=peers)
+    method = build_method(config.method, config.model, config.data.image_size, seed=config.train.seed, peers=peers)
+    if config.train.first_size:
+        check_side(method.student.backbone, config.model.backbone, config.train.first_size)
+    return method
 
 
 def make_views(augment: Augment, seed: int) -> MakeViews:

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
+from vssl.models.weights import read_tensors
 
 __all__ = [
     "Checkpoints",
-    "backbone_weights",
     "export_backbone",
+    "is_checkpoint",
     "load_checkpoint",
     "load_newest",
 ]
@@ -24,28 +24,25 @@ _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values, on the CPU. Its checksums are verified first, and no code in the file is
-    executed.
+    """A checkpoint's tensors and plain values, on the CPU, read by ``read_tensors``.
 
     Raises:
         UserError: no such file, or not a whole checkpoint of this program.
     """
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}")
     try:
-        # torch.save writes a CRC-32 for each tensor, which torch.load does not look at.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise UserError(f"{path} is not a whole checkpoint: the checksum of {damaged} does not match")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"no checkpoint at {path}") from error
-    except Exception as error:  # torch.load raises many kinds for an incomplete file or one of another kind
-        raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
-    if not isinstance(state, dict) or "step" not in state or "method" not in state:
+        state = read_tensors(path)
+    except UserError as error:
+        raise UserError(f"{path} is not a whole checkpoint: {error}") from error
+    if not is_checkpoint(state):
         raise UserError(f"{path} is not a checkpoint of this version of the program")
     return state
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether a file's content (``read_tensors``) is a checkpoint of this program."""
+    return isinstance(content, dict) and "step" in content and isinstance(content.get("method"), dict)
 
 
 def load_newest(source: Path) -> dict[str, Any]:
@@ -119,9 +116,3 @@ def export_backbone(weights: dict[str, Tensor], path: Path) -> None:
 
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(weights.items())}
     write_atomically(path, lambda temporary: temporary.write_bytes(save(plain)))
-
-
-def backbone_weights(method: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a method's state dict, with the backbone's own keys."""
-    prefix = "student.backbone."
-    return {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}

@@ -19,7 +19,7 @@ from pipelines.formats.packed import open_packed
 from pipelines.loading.build import build_loader
 from vssl.engine.alarms import Alarms
 from vssl.engine.build import build_step, make_views, prepare_step
-from vssl.engine.checkpoint import backbone_weights, export_backbone
+from vssl.engine.checkpoint import export_backbone
 from vssl.engine.checks import check_sizes
 from vssl.engine.config import Config, resolve
 from vssl.engine.distributed import World
@@ -31,6 +31,7 @@ from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_directory import RunDirectory
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.models.ema import tau_at
+from vssl.models.weights import backbone_weights
 from vssl.optim import Schedule
 
 __all__ = ["Stopped", "Trainer"]

@@ -54,7 +54,7 @@ class OfflineEvaluation:
             "dataset": self.packed.dataset,
             "source": str(self.model.source),
             "step": self.model.step,
-            "method": config.method.name,
+            "method": self.model.trained_by,
             "backbone": config.model.backbone,
         }
 

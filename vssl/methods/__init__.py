@@ -1,12 +1,14 @@
 """Self-supervised methods, one file each: its options, heads, teacher, loss, recipe and state."""
 
 import importlib
+import sys
 
 from vssl.collectives import Peers
 from vssl.methods.base import Method, MethodOptions
-from vssl.models.backbones import build_backbone, load_backbone_weights
+from vssl.models.backbones import build_backbone
 from vssl.models.config import ModelConfig
 from vssl.models.norm import synchronise_statistics
+from vssl.models.weights import load_backbone_weights
 
 __all__ = ["COMPARED", "METHODS", "build_method", "find_method"]
 
@@ -43,7 +45,9 @@ def build_method(
     peers = peers or Peers()
     backbone, width = build_backbone(model, image_size)
     if model.weights:
-        load_backbone_weights(backbone, model.weights)
+        left_out = load_backbone_weights(backbone, model.weights)
+        if left_out:
+            print(left_out, file=sys.stderr)
     method = find_method(options.name)(options, backbone, width, seed=seed, peers=peers)
     if peers.size > 1 and model.sync_batchnorm:
         synchronise_statistics(method)

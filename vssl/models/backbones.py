@@ -2,6 +2,7 @@
 
 import difflib
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
@@ -11,7 +12,7 @@ from pipelines.errors import UserError
 from vssl.models.config import ModelConfig
 from vssl.models.norm import BatchNorm2d, adopt_norms
 
-__all__ = ["build_backbone", "load_backbone_weights"]
+__all__ = ["build_backbone", "check_side"]
 
 
 class ResNet8(nn.Module):
@@ -59,10 +60,12 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
         the module ([B, 3, H, W] -> [B, width]) and the width of its features.
 
     Raises:
-        UserError: timm is not installed or has no such network, or a norm is not supported (``adopt_norms``).
+        UserError: timm is not installed or has no such network, the network does not take images of this size, or a
+            norm is not supported (``adopt_norms``).
     """
     if config.backbone.startswith("timm:"):
         backbone, width = _build_timm(config.backbone.removeprefix("timm:"), config.stem, image_size)
+        check_side(backbone, config.backbone, image_size)
     elif config.backbone == "resnet8":
         backbone, width = ResNet8(), 64
     else:
@@ -95,22 +98,14 @@ def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
     return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
-def load_backbone_weights(backbone: nn.Module, path: str) -> None:
-    """Load weights from a ``.safetensors`` file with the backbone's keys; a classifier's ``fc.*`` is ignored.
-
-    Raises:
-        UserError: the file cannot be read, or its keys or shapes do not fit the backbone.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+@torch.no_grad()
+def check_side(backbone: nn.Module, name: str, side: int) -> None:
+    """Raise UserError if a backbone, on the CPU, does not take images of ``side`` pixels: patches, strides and position
+    embeddings limit the sizes. ``name`` is its ``model.backbone``."""
+    training = backbone.training
     try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights {path}: {error}") from error
-    weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
-    try:
-        backbone.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        first = str(error).split("\n")[1].strip()
-        raise UserError(f"the weights {path} do not fit the backbone: {first}") from error
+        backbone.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"model.backbone={name} does not take images of {side} pixels: {error}") from error
+    finally:
+        backbone.train(training)
