@@ -19,6 +19,7 @@ from torch import nn
 from training import kill_after
 
 from pipelines.errors import UserError, run_command
+from tools.bench.throughput import Throughput
 from vssl.collectives import Peers, gather_equal
 from vssl.config import to_yaml
 from vssl.engine.distributed import World, join_world
@@ -138,7 +139,7 @@ def compile_with(monkeypatch):
     [
         (2, "vssl", None),
         (2, "vssl, implied", "aot_eager"),
-        (3, "moco_v3", "eager"),
+        (3, "moco_v3", None),
         (2, "byol, accumulated", None),
     ],
 )
@@ -189,8 +190,8 @@ def test_if_compiling_fails_in_one_process_all_run_eager(config, processes, comp
     assert processes.output(0).count(line) == 1
 
 
-def test_processes_that_would_exchange_in_different_orders_run_eager(config, processes, compile_with, monkeypatch):
-    compile_with("eager")
+def test_processes_that_would_exchange_in_different_orders_run_eager(config, processes, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     rehearse = TrainStep.rehearse
 
     def work(world):
@@ -394,6 +395,27 @@ def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, proces
         return before == digest(trainer.train_step.state_dict()), trainer.train_step.watch.read()
 
     assert processes(2, work) == [(True, (1, 1)), (True, (1, 1))]
+
+
+def test_throughput_of_two_processes_is_that_of_both_together(config, processes):
+    def work(world):
+        throughput = Throughput(config(), repeats=1, seconds=0.01, world=world)
+        try:
+            return throughput.measure()
+        finally:
+            throughput.close()
+
+    first, second = processes(2, work)
+    assert {name: stage["images_per_second"] for name, stage in first["stages"].items()} == {
+        name: stage["images_per_second"] for name, stage in second["stages"].items()
+    }  # timed together, so that both make the same number of calls
+    for stage in first["stages"].values():
+        batch = config().data.batch_size
+        assert stage["images_per_second"] == pytest.approx(1000 * batch / stage["milliseconds"], rel=1e-6)
+    shared = first["processes"]
+    weights = sum(w.numel() for w in Trainer(config()).train_step._learners.parameters() if w.requires_grad)
+    assert (shared["count"], shared["gradient_bytes"]) == (2, 4 * weights)
+    assert shared["statistics_bytes"] > 0 and shared["all_reduce_milliseconds"] > 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Every loader ends its threads and processes and frees its memory and files, however an epoch ends."""
 
+import os
 import subprocess
 import sys
 import weakref
@@ -7,6 +8,9 @@ from importlib.util import find_spec
 
 import pytest
 from loading import KINDS, assert_equal, assert_no_more_than, epoch_of, resources, whole
+
+from pipelines.config import DataConfig
+from pipelines.loading.threads import worker_count
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,3 +90,13 @@ for kind, form in {kinds}:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, set(done.stdout.split()), done.stderr) == (0, {"8"}, "")
+
+
+def test_the_cores_are_shared_among_the_processes_of_the_machine(monkeypatch):
+    allowed = {0: set(range(16)), os.getppid(): set(range(16))}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: allowed[pid])
+    assert worker_count(DataConfig()) == 16 and worker_count(DataConfig(workers=3)) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert worker_count(DataConfig()) == 4
+    allowed[0] = {0, 1}  # torchrun --numa-binding gave it its own part
+    assert worker_count(DataConfig()) == 2

@@ -71,11 +71,11 @@ def check_published(path: Path, root: Path = CHECKOUT) -> None:
     )
 
 
-def report_head(device: torch.device) -> dict:
+def report_head(device: torch.device, processes: int = 1) -> dict:
     """The ``command`` and ``environment`` of a report. Call it before measuring: the checkout may change meanwhile."""
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "environment": describe_environment(device, world_size=1),
+        "environment": describe_environment(device, world_size=processes),
     }
 
 

@@ -4,6 +4,7 @@
 Examples:
   python tools/throughput.py -c configs/demo.yaml
   python tools/throughput.py -c configs/in100_fast.yaml data.workers=8 --json in100.json --trace in100.trace
+  torchrun --standalone --nproc-per-node 2 tools/throughput.py -c configs/demo.yaml
 """
 
 import argparse
@@ -20,27 +21,40 @@ from tools.command import positive, whole
 from tools.results import add_json, add_plot, check_outputs, report_head
 from vssl.config import ConfigParser
 from vssl.engine.config import Config, load_config
+from vssl.engine.distributed import World, join_world
 
 
 def main() -> None:
-    arguments = _parse()
+    with join_world() as world:
+        _measure(_parse(), world)
+
+
+def _measure(arguments: argparse.Namespace, world: World) -> None:
     check_outputs(arguments.json, arguments.plot, arguments.trace, allow_dirty=arguments.allow_dirty)
     throughput = Throughput(
-        load_config(arguments.config, arguments.overrides), repeats=arguments.repeats, seconds=arguments.seconds
+        load_config(arguments.config, arguments.overrides),
+        repeats=arguments.repeats,
+        seconds=arguments.seconds,
+        world=world,
     )
     try:
-        report = {**report_head(throughput.device), **throughput.measure()}
+        report = {**report_head(throughput.device, world.size), **throughput.measure()}
         print(summarise(report))
-        if arguments.json:
+        if arguments.json and world.is_main:
             write_json(arguments.json, report)
-        if arguments.plot:
+        if arguments.plot and world.is_main:
             from tools.charts import draw_stages, save_chart  # at use: nothing else here needs matplotlib
 
             save_chart(draw_stages(report), arguments.plot)
         if arguments.trace:
-            write_atomically(arguments.trace, throughput.trace)
+            # All take part in the steps; each writes a trace of its own.
+            write_atomically(_of_rank(arguments.trace, world), throughput.trace)
     finally:
         throughput.close()
+
+
+def _of_rank(path: Path, world: World) -> Path:
+    return path if world.is_main else path.with_name(f"{path.name}.{world.rank}")
 
 
 def _parse() -> argparse.Namespace:

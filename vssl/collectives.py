@@ -3,12 +3,13 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Peers", "gather_equal", "rehearsal", "rehearsing"]
+__all__ = ["Exchange", "Peers", "gather_equal", "rehearsal", "rehearsing"]
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,23 @@ class Peers:
         return self.gather(values[None]).mean(dim=0) if self.size > 1 else values
 
 
-# Exchanges of the rehearsal that is under way, in their order: (operator, shape); None outside of one.
-_rehearsed: list[tuple[str, tuple[int, ...]]] | None = None
+class Exchange(NamedTuple):
+    """An exchange that a rehearsal left out."""
+
+    operator: str
+    shape: tuple[int, ...]  # of its argument
+    bytes: int  # that this process hands over
+
+
+_rehearsed: list[Exchange] | None = None  # of the rehearsal that is under way
 
 
 @contextlib.contextmanager
-def rehearsal() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
+def rehearsal() -> Iterator[list[Exchange]]:
     """Context in which nothing is exchanged: every process takes its own rows for those of the others.
 
     The shapes are the same, so that a process can compile and try a step without waiting for others, which may have
-    failed. Gives the list of the exchanges that would have been made: operator and shape of the argument of each.
+    failed. Gives the list of the exchanges that would have been made, in their order.
     """
     global _rehearsed
     _rehearsed = []
@@ -62,7 +70,7 @@ def gather_equal(rows: Tensor) -> Tensor:
     the gradient of a row is the sum of its gradients on all processes."""
     rows, size = rows.contiguous(), dist.get_world_size()
     if _rehearsed is not None:
-        _rehearsed.append(("gather_equal", tuple(rows.shape)))
+        _rehearsed.append(Exchange("gather_equal", tuple(rows.shape), rows.nbytes))
         return torch.cat([rows] * size)
     gathered = rows.new_empty((size * rows.shape[0], *rows.shape[1:]))
     dist.all_gather_into_tensor(gathered, rows)
@@ -79,7 +87,7 @@ def _scatter_sum(gradient: Tensor) -> Tensor:
     """The backward pass: sum the gradients over all processes and return the rows of this process."""
     gradient, size = gradient.contiguous(), dist.get_world_size()
     if _rehearsed is not None:
-        _rehearsed.append(("scatter_sum", tuple(gradient.shape)))
+        _rehearsed.append(Exchange("scatter_sum", tuple(gradient.shape), gradient.nbytes))
         return torch.stack(gradient.chunk(size)).sum(dim=0)
     own = gradient.new_empty((gradient.shape[0] // size, *gradient.shape[1:]))
     dist.reduce_scatter_tensor(own, gradient)

@@ -25,6 +25,11 @@ def single_thread() -> Generator[None]:
 
 
 def worker_count(data: DataConfig) -> int:
-    """``data.workers``; if 0, the cores that this process may use, shared among the processes of this machine."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return data.workers or max(1, cores)
+    """``data.workers``; if 0, this process's share of the machine's cores.
+
+    torchrun, the parent process, may use all cores of the run; with ``--numa-binding`` this process may use fewer.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    own = len(os.sched_getaffinity(0))
+    share = own if processes == 1 else min(own, len(os.sched_getaffinity(os.getppid())) // processes)
+    return data.workers or max(1, share)

@@ -82,7 +82,21 @@ def summarise(report: dict) -> str:
         f"end to end: {report['floor_fraction']:.1%} of the slowest floor, {report['ceiling_fraction']:.1%} of the "
         "step on cached batches",
     ]
+    if "processes" in report:
+        lines.append(_describe_exchange(report["processes"]))
     restless = [name for name, stage in report["stages"].items() if stage["high"] > _RESTLESS * stage["low"]]
     if restless:
         lines.append(f"the blocks of {', '.join(restless)} differ much: this machine is probably busy with other work")
     return "\n".join([*lines, report["advice"]])
+
+
+def _describe_exchange(figures: dict) -> str:
+    def megabytes(name: str) -> str:
+        return f"{figures[name] / 1e6:.2f} MB"
+
+    return (
+        f"{figures['count']} processes: network {figures['network_milliseconds']:.2f} ms, without exchange "
+        f"{figures['network_alone_milliseconds']:.2f}; each sends {megabytes('gradient_bytes')} of gradients and "
+        f"{megabytes('statistics_bytes')} of statistics ({figures['statistics_exchanges']} exchanges); an all-reduce "
+        f"of {megabytes('all_reduce_bytes')} alone takes {figures['all_reduce_milliseconds']:.2f} ms"
+    )

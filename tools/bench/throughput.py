@@ -18,12 +18,15 @@ from pipelines.formats.packed import open_packed
 from pipelines.loading.build import build_loader
 from pipelines.loading.threads import worker_count
 from tools.bench.decoding import JpegDecoder
+from tools.bench.exchange import measure_exchange
 from tools.bench.floors import copy_bandwidth, count_flops, matrix_rate, memory_bandwidth
 from tools.bench.report import advise, name_bottleneck
 from tools.bench.timing import Rate, Timer, replayable
 from vssl.config import to_dict
 from vssl.engine.build import build_step, prepare_step
+from vssl.engine.checks import check_sizes
 from vssl.engine.config import Config, resolve
+from vssl.engine.distributed import World
 from vssl.engine.precision import resolve_amp, resolve_device
 
 __all__ = ["Throughput"]
@@ -39,6 +42,7 @@ class Throughput:
         config: as loaded; ``null`` values are resolved here.
         repeats: blocks per stage; the median is reported.
         seconds: how long a block lasts; it has at least one batch.
+        world: the processes of the run. All call every method; rates are those of all together.
 
     Attributes:
         loader, step: those of the measured run, built as in training.
@@ -47,18 +51,29 @@ class Throughput:
         UserError: as ``Trainer``.
     """
 
-    def __init__(self, config: Config, *, repeats: int = 5, seconds: float = 1.0) -> None:
+    def __init__(self, config: Config, *, repeats: int = 5, seconds: float = 1.0, world: World | None = None) -> None:
         self.config = config = resolve(config)
+        self.world = world = world or World()
         self.device = resolve_device(config.train.device)
-        if Path(config.data.dir) == DIGITS_DIR:
+        world.claim(self.device)
+        if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
             pack_digits_if_absent(DIGITS_DIR)
+        world.agree()
         self.packed = open_packed(config.data.dir)
-        self.step = build_step(config, self.packed, self.device)
-        seed = config.train.seed
+        check_sizes(config, self.packed, world)
+        self.step = build_step(config, self.packed, self.device, world)
         self.loader = build_loader(
-            config.data, config.augment, self.packed, "train", train=True, seed=seed, device=self.device
+            config.data,
+            config.augment,
+            self.packed,
+            "train",
+            train=True,
+            seed=config.train.seed,
+            device=self.device,
+            rank=world.rank,
+            world_size=world.size,
         )
-        self.timer = Timer(self.device, repeats, seconds)
+        self.timer = Timer(self.device, repeats, seconds, world)
         self._run: Any = None  # the step, compiled and captured, once it is prepared
         self._steps = 0
 
@@ -102,6 +117,7 @@ class Throughput:
             "compiled": self.step.compiled,
             "preparation_seconds": preparation,
             "memory": memory,
+            **({"processes": self._exchange(cached[0])} if self.world.size > 1 else {}),
         }
 
     def end_to_end(self) -> Rate:
@@ -245,9 +261,17 @@ class Throughput:
             "optimizer_and_ema": update,
         }
 
+    def _exchange(self, batch: Batch) -> dict:
+        step = self.step
+        made = [step.views(pixels, size, index) for pixels, size, _, index in step.micro_batches(batch)]
+        with step.ready_views(made):
+            return measure_exchange(
+                step, lambda: step.backward(batch), lambda work: self._alone(work, batch), self.timer
+            )
+
     def _alone(self, work: Callable[[], object], batch: Batch) -> Rate:
         """Time ``work``, which processes ``batch``; on a GPU captured, as in the step."""
-        run, images = replayable(work, self.device), len(batch.index)
+        run, images = replayable(work, self.device, self.world.size), len(batch.index)
 
         def call() -> int:
             run()

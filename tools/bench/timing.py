@@ -3,15 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from vssl.engine.capture import WARM_UP, capture
+from vssl.engine.capture import capture, warm_up_calls
+from vssl.engine.distributed import World
 
 __all__ = ["Rate", "Timer", "replayable"]
-
-_FIRST_CALLS = WARM_UP + 2  # on a GPU: a captured step replays its graph after WARM_UP
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,13 @@ class Timer:
     Args:
         repeats: number of blocks.
         seconds: how long a block should last; it has at least one call.
+        world: the processes that time together. Each makes the same calls; what they did is added up.
     """
 
     device: torch.device
     repeats: int
     seconds: float
+    world: World = field(default_factory=World)
 
     def rate(self, call: Callable[[], float]) -> Rate:
         """Time ``call``, which returns how much it did (images, bytes, operations)."""
@@ -58,7 +59,8 @@ class Timer:
 
     def _calls_a_block(self, call: Callable[[], float]) -> int:
         """Warm up, then find how many calls last ``seconds``."""
-        for _ in range(_FIRST_CALLS if self.device.type == "cuda" else 1):
+        # On a GPU a captured step replays its graph after the warm-up.
+        for _ in range(warm_up_calls(self.world.size) + 2 if self.device.type == "cuda" else 1):
             call()
         calls = 1
         while (elapsed := self._block(call, calls)[1]) < self.seconds / 2:
@@ -77,19 +79,22 @@ class Timer:
         )
 
     def _block(self, call: Callable[[], float], calls: int) -> tuple[float, float, float]:
-        """How much was done, elapsed seconds, and CPU seconds."""
+        """How much was done by all, elapsed seconds, and CPU seconds (means over the processes)."""
         self._synchronize()
+        self.world.agree()  # all begin together
         started, busy = time.perf_counter(), time.process_time()
         done = sum(call() for _ in range(calls))
         self._synchronize()
-        return done, time.perf_counter() - started, time.process_time() - busy
+        mine = {"done": done, "elapsed": time.perf_counter() - started, "busy": time.process_time() - busy}
+        mean = self.world.mean(mine)
+        return self.world.size * mean["done"], mean["elapsed"], mean["busy"]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def replayable(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
+def replayable(work: Callable[[], object], device: torch.device, processes: int = 1) -> Callable[[], object]:
     """``work`` as the training step runs it: on a GPU captured as a CUDA graph and replayed, to avoid the cost
     of launching kernels; on a CPU unchanged."""
     if device.type != "cuda":
@@ -97,7 +102,7 @@ def replayable(work: Callable[[], object], device: torch.device) -> Callable[[],
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+        for _ in range(warm_up_calls(processes)):
             work()
     torch.cuda.current_stream(device).wait_stream(stream)
     return capture(work, stream).replay

@@ -9,7 +9,7 @@ from pipelines.augment.views import Augment
 from pipelines.batch import Batch
 from pipelines.formats.packed import Packed
 from vssl.collectives import Peers
-from vssl.engine.capture import WARM_UP, WARM_UP_TOGETHER, CapturedStep
+from vssl.engine.capture import CapturedStep
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import Config
 from vssl.engine.distributed import World
@@ -73,5 +73,4 @@ def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
         compile_step(step, batch)
     if not step.epoch.is_cuda:
         return step
-    images = step.config.data.batch_size // world.size
-    return CapturedStep(step, images, WARM_UP if world.size == 1 else WARM_UP_TOGETHER)
+    return CapturedStep(step, step.config.data.batch_size // world.size, world.size)

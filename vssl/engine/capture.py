@@ -7,15 +7,17 @@ import torch
 
 from pipelines.batch import Batch
 
-__all__ = ["WARM_UP", "WARM_UP_TOGETHER", "CapturedStep", "capture"]
+__all__ = ["CapturedStep", "capture", "warm_up_calls"]
 
-WARM_UP = 3  # calls that run as usual first: lazy initialisation, compilation and autotuning must not be captured
-# The same for several processes: DistributedDataParallel arranges its buckets and times itself in the first ten steps.
-WARM_UP_TOGETHER = 11
+
+def warm_up_calls(processes: int = 1) -> int:
+    """How many calls run as usual before a capture: lazy initialisation, compilation and autotuning must not be
+    captured; with several processes, DistributedDataParallel arranges its buckets and times itself in its first ten."""
+    return 3 if processes == 1 else 11
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """Record what ``work`` does on ``stream`` as a graph, without executing it; first call it ``WARM_UP`` times."""
+    """Record what ``work`` does on ``stream`` as a graph, without executing it; ``warm_up_calls`` calls come first."""
     graph = torch.cuda.CUDAGraph()
     # thread_local: loader threads may allocate memory and wait for the device during the capture.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -24,7 +26,7 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
 
 
 class CapturedStep:
-    """Runs ``step`` directly for ``warm_up`` full batches, and from then on replays a graph of it.
+    """Runs ``step`` directly for ``warm_up_calls(processes)`` full batches, and from then on replays a graph of it.
 
     The warm-up steps train too. A batch of another size (the last of an epoch with
     ``data.drop_last=false``) is never captured: it runs directly.
@@ -32,11 +34,11 @@ class CapturedStep:
     Args:
         step: trains on a batch.
         images: number of images of a full batch on this process.
-        warm_up: ``WARM_UP`` or ``WARM_UP_TOGETHER``.
+        processes: how many share every batch.
     """
 
-    def __init__(self, step: Callable[[Batch], None], images: int, warm_up: int = WARM_UP) -> None:
-        self.step, self.images, self.warm_up = step, images, warm_up
+    def __init__(self, step: Callable[[Batch], None], images: int, processes: int = 1) -> None:
+        self.step, self.images, self.warm_up = step, images, warm_up_calls(processes)
         self._full_batches = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._static: Any = None  # the batch that the graph reads

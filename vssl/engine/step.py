@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from pipelines.batch import Batch
-from vssl.collectives import rehearsal, rehearsing
+from vssl.collectives import Exchange, rehearsal, rehearsing
 from vssl.engine.config import Config
 from vssl.engine.distributed import World
 from vssl.engine.metrics import MeanAccumulator
@@ -143,7 +143,7 @@ class TrainStep:
         self.compiled = False
         self._make_views, self._learners.compute = self._plain_views, self._learners.loss
 
-    def rehearse(self, batch: Batch) -> list:
+    def rehearse(self, batch: Batch) -> list[Exchange]:
         """Run what ``compile`` compiles, without training and without waiting for other processes. Returns the
         exchanges that would have been made, in their order (see ``rehearsal``)."""
         with rehearsal() as exchanges:
