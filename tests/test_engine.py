@@ -39,21 +39,21 @@ def finished(digits, tmp_path_factory):
     return config, run
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "loader", "device"),
-    [
-        ("adamw", "torch", "cpu"),
-        ("lars", "resident", "cpu"),
-        ("sgd", "resident", "cpu"),
-        *(pytest.param(optimizer, "resident", "cuda", marks=pytest.mark.gpu) for optimizer in ("adamw", "lars", "sgd")),
-    ],
-)
-def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader, device):
-    overrides = (f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1", f"train.device={device}")
+@pytest.mark.parametrize(("optimizer", "loader"), [("adamw", "torch"), ("lars", "resident"), ("sgd", "resident")])
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader):
+    overrides = (f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1")
     assert_a_killed_run_ends_the_same(config, tmp_path, *overrides)
     exported = [(d / "backbone.safetensors").read_bytes() for d in (tmp_path / "whole", tmp_path / "run")]
     assert exported[0] == exported[1]
     assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [12]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("optimizer", "compiled"), [("adamw", "false"), ("lars", "true"), ("sgd", "false")])
+def test_a_deterministic_run_on_a_gpu_is_resumed_bit_for_bit(config, tmp_path, request, optimizer, compiled):
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    overrides = (f"optim.name={optimizer}", f"train.compile={compiled}", "train.device=cuda")
+    assert_a_killed_run_ends_the_same(config, tmp_path, *overrides, "train.deterministic=true")
 
 
 def test_a_changed_seed_changes_the_run(config, tmp_path):

@@ -31,6 +31,11 @@ class TrainConfig:
     amp: Literal["auto", "bf16", "fp16", "off"] = option(
         "auto", "auto: bf16 on GPUs that have it, fp16 on others, off on CPUs", may_change=True
     )
+    deterministic: bool = option(
+        False,
+        "on a GPU use only algorithms that repeat their bits, at some cost of speed; on a CPU all do",
+        may_change=True,
+    )
     accumulate: int = option(
         1, "split every batch into this many micro-batches (BatchNorm then sees a micro-batch)", low=1
     )

@@ -25,7 +25,7 @@ from vssl.engine.config import Config, resolve
 from vssl.engine.distributed import World
 from vssl.engine.environment import describe_environment
 from vssl.engine.metrics import MetricsWriter
-from vssl.engine.precision import resolve_device
+from vssl.engine.precision import repeat_bits, resolve_device
 from vssl.engine.resolution import view_side
 from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_ahead import RunAhead
@@ -70,6 +70,8 @@ class Trainer:
         self.config = config = resolve(config)
         self.world = world = world or World()
         self.device = resolve_device(config.train.device)
+        if config.train.deterministic and self.device.type == "cuda":
+            repeat_bits()
         world.claim(self.device)
         if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
             pack_digits_if_absent(DIGITS_DIR)
