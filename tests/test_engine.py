@@ -18,6 +18,7 @@ from training import assert_a_killed_run_ends_the_same, everything, first_batch,
 from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
 from vssl.config import to_yaml
+from vssl.engine.capture import capture
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
 from vssl.engine.trainer import Stopped, Trainer
@@ -290,6 +291,21 @@ def test_only_full_batches_are_captured(config):
     for part, captured in zip((batch, batch, batch, ragged, batch, ragged, batch), (0, 0, 0, 0, 1, 1, 1), strict=True):
         run(part)
         assert run.captured == bool(captured)
+
+
+@pytest.mark.gpu
+def test_a_replay_reads_no_host_memory_that_others_use(cuda):
+    """A foreach norm copies from pinned memory, which must stay reserved for the graph."""
+    tensors, stream = [torch.ones(4, device=cuda) for _ in range(75)], torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch._foreach_norm(tensors)
+    norms = []
+    graph = capture(lambda: norms.extend(torch._foreach_norm(tensors)), stream)
+    others = [torch.zeros(size, dtype=torch.uint8, pin_memory=True) for size in range(8, 4096, 8)]
+    torch._foreach_norm(tensors)
+    graph.replay()
+    assert torch.stack(norms).eq(2).all()
+    del others
 
 
 @pytest.mark.gpu

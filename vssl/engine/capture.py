@@ -13,7 +13,11 @@ WARM_UP = 3  # calls that run as usual first: lazy initialisation, compilation a
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """Record what ``work`` does on ``stream`` as a graph, without executing it; first call it ``WARM_UP`` times."""
+    """Record what ``work`` does on ``stream`` as a graph, without executing it; first call it ``WARM_UP`` times.
+
+    Every replay reads and writes the memory of the recording. torch reserves what was allocated then, in pinned memory
+    too (``_foreach_norm`` copies its table of addresses from there), for as long as the graph exists.
+    """
     graph = torch.cuda.CUDAGraph()
     # thread_local: loader threads may allocate memory and wait for the device during the capture.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
