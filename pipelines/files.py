@@ -1,5 +1,6 @@
 """Files that are written completely or not at all."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -33,7 +34,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it does not exist, or the file system refuses this too
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,6 +18,7 @@ from training import assert_a_killed_run_ends_the_same, everything, first_batch,
 from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
 from vssl.config import to_yaml
+from vssl.engine.capture import capture
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
 from vssl.engine.trainer import Stopped, Trainer
@@ -39,21 +40,21 @@ def finished(digits, tmp_path_factory):
     return config, run
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "loader", "device"),
-    [
-        ("adamw", "torch", "cpu"),
-        ("lars", "resident", "cpu"),
-        ("sgd", "resident", "cpu"),
-        *(pytest.param(optimizer, "resident", "cuda", marks=pytest.mark.gpu) for optimizer in ("adamw", "lars", "sgd")),
-    ],
-)
-def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader, device):
-    overrides = (f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1", f"train.device={device}")
+@pytest.mark.parametrize(("optimizer", "loader"), [("adamw", "torch"), ("lars", "resident"), ("sgd", "resident")])
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader):
+    overrides = (f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1")
     assert_a_killed_run_ends_the_same(config, tmp_path, *overrides)
     exported = [(d / "backbone.safetensors").read_bytes() for d in (tmp_path / "whole", tmp_path / "run")]
     assert exported[0] == exported[1]
     assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [12]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("optimizer", "compiled"), [("adamw", "false"), ("lars", "true"), ("sgd", "false")])
+def test_a_deterministic_run_on_a_gpu_is_resumed_bit_for_bit(config, tmp_path, request, optimizer, compiled):
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    overrides = (f"optim.name={optimizer}", f"train.compile={compiled}", "train.device=cuda")
+    assert_a_killed_run_ends_the_same(config, tmp_path, *overrides, "train.deterministic=true")
 
 
 def test_a_changed_seed_changes_the_run(config, tmp_path):
@@ -290,6 +291,21 @@ def test_only_full_batches_are_captured(config):
     for part, captured in zip((batch, batch, batch, ragged, batch, ragged, batch), (0, 0, 0, 0, 1, 1, 1), strict=True):
         run(part)
         assert run.captured == bool(captured)
+
+
+@pytest.mark.gpu
+def test_a_replay_reads_no_host_memory_that_others_use(cuda):
+    """A foreach norm copies from pinned memory, which must stay reserved for the graph."""
+    tensors, stream = [torch.ones(4, device=cuda) for _ in range(75)], torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch._foreach_norm(tensors)
+    norms = []
+    graph = capture(lambda: norms.extend(torch._foreach_norm(tensors)), stream)
+    others = [torch.zeros(size, dtype=torch.uint8, pin_memory=True) for size in range(8, 4096, 8)]
+    torch._foreach_norm(tensors)
+    graph.replay()
+    assert torch.stack(norms).eq(2).all()
+    del others
 
 
 @pytest.mark.gpu

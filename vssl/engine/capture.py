@@ -17,7 +17,11 @@ def warm_up_calls(processes: int = 1) -> int:
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """Record what ``work`` does on ``stream`` as a graph, without executing it; ``warm_up_calls`` calls come first."""
+    """Record what ``work`` does on ``stream`` as a graph, without executing it; ``warm_up_calls`` calls come first.
+
+    Every replay reads and writes the memory of the recording. torch reserves what was allocated then, in pinned memory
+    too (``_foreach_norm`` copies its table of addresses from there), for as long as the graph exists.
+    """
     graph = torch.cuda.CUDAGraph()
     # thread_local: loader threads may allocate memory and wait for the device during the capture.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):

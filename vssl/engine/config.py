@@ -34,6 +34,11 @@ class TrainConfig:
     exchange: Literal["float32", "bf16"] = option(
         "float32", "several processes: how gradients are sent; bf16: half the bytes, rounded", may_change=True
     )
+    deterministic: bool = option(
+        False,
+        "on a GPU use only algorithms that repeat their bits, at some cost of speed; on a CPU all do",
+        may_change=True,
+    )
     accumulate: int = option(
         1, "split every batch into this many micro-batches (BatchNorm then sees a micro-batch)", low=1
     )

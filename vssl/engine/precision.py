@@ -1,5 +1,6 @@
-"""Device and automatic mixed precision."""
+"""Device, automatic mixed precision, and algorithms that repeat their bits."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 
-__all__ = ["LossScale", "autocast", "resolve_amp", "resolve_device"]
+__all__ = ["LossScale", "autocast", "repeat_bits", "resolve_amp", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -18,6 +19,17 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: torch sees no CUDA device here; use cpu or auto")
     return torch.device(name)
+
+
+def repeat_bits() -> None:
+    """From now on, and until this process ends, use only GPU algorithms that give the same bits for the same input.
+
+    Call it before the GPU is used. An operation that has no such algorithm raises RuntimeError.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.use_deterministic_algorithms(True)  # in cuDNN too
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, with many kernels
+    torch._inductor.config.deterministic = True  # compiled code chooses none of its kernels by their time
 
 
 def resolve_amp(name: str, device: torch.device) -> torch.dtype | None:

@@ -194,7 +194,7 @@ class TrainStep:
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
-            optimizer.zero_grad(set_to_none=False)
+            optimizer.zero_grad()  # backward then writes each gradient without adding it to zeros
         totals: list[Tensor] = []
         micros = self.micro_batches(batch)
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):

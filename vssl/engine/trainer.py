@@ -25,10 +25,12 @@ from vssl.engine.config import Config, resolve
 from vssl.engine.distributed import World
 from vssl.engine.environment import describe_environment
 from vssl.engine.metrics import MetricsWriter
-from vssl.engine.precision import resolve_device
+from vssl.engine.precision import repeat_bits, resolve_device
 from vssl.engine.resolution import view_side
 from vssl.engine.resume import Change, find_changes, identify
+from vssl.engine.run_ahead import RunAhead
 from vssl.engine.run_directory import RunDirectory
+from vssl.engine.saving import Saver
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.models.ema import tau_at
 from vssl.models.weights import backbone_weights
@@ -69,6 +71,8 @@ class Trainer:
         self.config = config = resolve(config)
         self.world = world = world or World()
         self.device = resolve_device(config.train.device)
+        if config.train.deterministic and self.device.type == "cuda":
+            repeat_bits()
         world.claim(self.device)
         if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
             pack_digits_if_absent(DIGITS_DIR)
@@ -124,11 +128,12 @@ class Trainer:
                 self.directory.describe(self.config, environment | {"derived": self._derived()}, self.step)
                 self.metrics = MetricsWriter(self.directory.path, self.total_steps, self.step)
                 closing.callback(self.metrics.close)
+                self.saver = closing.enter_context(Saver(self.directory.checkpoints, self.device))
             if self.step > 0:
                 self._announce_resume()
             else:
                 self._evaluate()
-            run_step = None
+            run_step, run_ahead = None, RunAhead(self.device)
             self._start_clock()
             self._saved_at = time.monotonic()
             while self.step < self.total_steps:
@@ -142,6 +147,7 @@ class Trainer:
                         self._start_clock()
                     self._schedule_step()
                     run_step(batch)
+                    run_ahead.limit()
                     self.step += 1
                     self._after_step()
                 self._after_epoch()
@@ -236,6 +242,8 @@ class Trainer:
         if due or late or self._stop:
             self._save()
         if self._stop:
+            if self.directory is not None:
+                self.saver.finish()
             raise Stopped(self._stop)
 
     def _after_epoch(self) -> None:
@@ -323,7 +331,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "knn": [self.knn_first, self.knn_last],
         }
-        self.directory.checkpoints.save(self.step, state)
+        self.saver.save(self.step, state)
         self._saved_at = time.monotonic()
 
     def _restore(self, state: dict) -> None:
