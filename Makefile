@@ -12,9 +12,11 @@ $(ready): pyproject.toml requirements.txt constraints.txt tools/setup.sh
 	@bash tools/setup.sh
 	@touch $@
 
-demo: $(ready) ## train on the built-in digits, on the CPU or a GPU, into a new runs/demo
+demo: export OMP_WAIT_POLICY = passive# while other programs run, idle threads that spin would slow it down eightfold
+demo: $(ready) ## train on the built-in digits, on the CPU or a GPU, into a new runs/demo; report on it
 	rm -rf runs/demo
 	$(python) train.py -c configs/demo.yaml run.dir=runs/demo
+	$(python) tools/report.py runs/demo --out runs/demo/report.html
 
 test: lint ## lint, then all tests (those for a GPU skip themselves without one)
 	$(python) -m pytest -m ddp --numprocesses auto --maxprocesses 2 # forks, which only a process that has not yet used autograd may do
