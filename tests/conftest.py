@@ -16,6 +16,7 @@ import torch
 from loading import CPU, DATA, FORMATS, RECIPE, photographs, save
 from packing import image
 from PIL import Image
+from processes import processes  # noqa: F401 (a fixture)
 from training import SMALL
 
 from pipelines.convert import convert

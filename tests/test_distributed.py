@@ -4,82 +4,22 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 
 import pytest
 import torch
-from torch import nn
 from training import kill_after
 
-from pipelines.errors import UserError, run_command
+from pipelines.errors import UserError
 from tools.bench.throughput import Throughput
-from vssl.collectives import Peers, gather_equal
 from vssl.config import to_yaml
-from vssl.engine.distributed import World, join_world
 from vssl.engine.step import TrainStep
 from vssl.engine.trainer import Trainer
-from vssl.methods.vssl import implied_gaussian_log_likelihood, implied_log_likelihood
-from vssl.models.norm import BatchNorm1d, BatchNorm2d, synchronise_statistics
 
 pytestmark = pytest.mark.ddp
-
-
-def _process(rank, size, port, work, results, outputs):
-    """One of ``size`` processes, with the environment that torchrun gives it."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sys.stdout = sys.stderr = open(outputs / f"output-{rank}", "w", buffering=1)  # noqa: SIM115 (the process ends)
-
-    def main():
-        with join_world() as world:
-            results.put((rank, work(world)))
-
-    try:
-        run_command(main)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
-
-
-@pytest.fixture
-def processes(tmp_path):
-    """``processes(size, work, codes=None)``: ``work(world)`` in each of ``size`` forked processes. Returns the results
-    by rank, after all have ended with these exit codes. ``processes.output(rank)``: what one printed."""
-    context = multiprocessing.get_context("fork")
-
-    def run(size, work, codes=None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        results = context.SimpleQueue()
-        started = [
-            context.Process(target=_process, args=(rank, size, port, work, results, tmp_path)) for rank in range(size)
-        ]
-        for process in started:
-            process.start()
-        try:
-            for process in started:
-                process.join(300)  # far below the half hour of a collective's own timeout
-            got = [process.exitcode for process in started]
-            assert got == (codes or [0] * size), [run.output(rank) for rank in range(size)]
-        finally:
-            for process in started:
-                process.kill()
-        answers = {}
-        while not results.empty():
-            rank, answer = results.get()
-            answers[rank] = answer
-        return [answers.get(rank) for rank in range(size)]
-
-    run.output = lambda rank: (tmp_path / f"output-{rank}").read_text()
-    return run
 
 
 def lines(run_dir):
@@ -220,22 +160,6 @@ def test_gradients_sent_in_bf16_are_those_of_float32_but_for_their_rounding(conf
     assert 0 < apart < 2.0**-7
 
 
-@pytest.mark.parametrize("leave_one_out", [False, True])
-def test_the_marginal_of_the_implied_decoder_is_that_of_all_processes(processes, leave_one_out):
-    z, mu, logvar = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
-
-    def implied(rows, peers):
-        arguments = {"temperature": 0.2, "leave_one_out": leave_one_out, "peers": peers}
-        cosine = implied_log_likelihood(z[rows], mu[rows], **arguments)
-        return torch.stack([cosine, implied_gaussian_log_likelihood(z[rows], mu[rows], logvar[rows], **arguments)])
-
-    def work(world):
-        return implied(slice(3 * world.rank, 3 * world.rank + 3), Peers(world.size)).tolist()
-
-    found = torch.cat([torch.tensor(part) for part in processes(2, work)], dim=1)
-    torch.testing.assert_close(found, implied(slice(None), Peers()))
-
-
 def test_without_synchronised_statistics_the_copies_stay_equal(config, processes):
     chosen = config(*TWENTY, "data.limit=360", "model.sync_batchnorm=false", "train.accumulate=2")
     digests = processes(2, train(chosen))
@@ -251,79 +175,6 @@ def test_another_number_of_processes_continues_the_same_run(config, processes, t
     assert len(set(resumed)) == 1
     assert [line["resumed_from_step"] for line in lines(tmp_path / "run") if "resumed_from_step" in line] == [6]
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
-
-
-@pytest.mark.parametrize(("kind", "shape"), [(BatchNorm1d, (12, 5)), (BatchNorm2d, (12, 5, 3, 4))])
-def test_synchronised_statistics_are_those_of_the_whole_batch(processes, kind, shape):
-    torch.manual_seed(0)
-    # A mean far from 0: sums of squares would lose the variance in float32.
-    x, weight = 100.0 + torch.randn(shape) * torch.arange(1, 13).view(-1, *[1] * (len(shape) - 1)), torch.randn(shape)
-    reference = getattr(nn, kind.__name__)(5)
-    whole = x.clone().requires_grad_()
-    expected = reference(whole)
-    (expected * weight).sum().backward()
-
-    def work(world):
-        norm = kind(5)
-        synchronise_statistics(norm)
-        mine = x.chunk(3)[world.rank].clone().requires_grad_()
-        out = norm(mine)
-        (out * weight.chunk(3)[world.rank]).sum().backward()
-        state = {key: value.numpy() for key, value in norm.state_dict().items()}
-        return out.detach().numpy(), mine.grad.numpy(), state, norm.weight.grad.numpy()
-
-    results = processes(3, work)
-
-    def joined(place):
-        return torch.cat([torch.from_numpy(result[place]) for result in results])
-
-    torch.testing.assert_close(joined(0), expected.detach(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(joined(1), whole.grad, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(
-        sum(torch.from_numpy(result[3]) for result in results), reference.weight.grad, rtol=1e-3, atol=1e-3
-    )
-    for key, value in reference.state_dict().items():
-        for result in results:
-            torch.testing.assert_close(torch.from_numpy(result[2][key]), value, rtol=1e-4, atol=1e-4)
-
-
-def test_a_single_process_agrees_with_itself():
-    world = World()
-    rows = torch.ones(3, 2)
-    assert world.agree(15) == 15 and world.is_main and world.broadcast("x") == "x"
-    assert world.gather(rows) is rows and world.mean({"a": 2.0}) == {"a": 2.0}
-    assert bool(world.all(torch.tensor(True))) and world.sum(rows) is rows
-
-
-def test_processes_exchange_values(processes):
-    def work(world):
-        rows = torch.full((2 * world.rank, 2), float(world.rank))  # the first has none
-        own = torch.ones(1, 3, requires_grad=True)
-        (gather_equal(own) * (world.rank + 1)).sum().backward()
-        buffers = [torch.full((2,), float(world.rank)), torch.full((1, 1), 3.0 * world.rank)]
-        world.average(buffers)
-        return {
-            "agreed": world.agree(15 if world.rank == 1 else 0),
-            "broadcast": world.broadcast({"from": world.rank}),
-            "gathered": world.gather(rows).tolist(),
-            "mean": world.mean({"a": float(world.rank)}),
-            "sum": world.sum(torch.tensor([world.rank, 1])).tolist(),
-            "all": [bool(world.all(torch.tensor(flag))) for flag in (True, world.rank != 1)],
-            "gradient": own.grad.tolist(),
-            "average": [buffer.flatten().tolist() for buffer in buffers],
-        }
-
-    for answer in processes(3, work):
-        assert answer == {
-            "agreed": 15,
-            "broadcast": {"from": 0},
-            "gathered": [[1.0, 1.0]] * 2 + [[2.0, 2.0]] * 4,
-            "mean": {"a": 1.0},
-            "sum": [3, 3],
-            "all": [True, False],
-            "gradient": [[6.0] * 3],
-            "average": [[1.0, 1.0], [3.0]],
-        }
 
 
 def test_a_mistake_seen_by_all_is_said_once(config, processes):
@@ -365,17 +216,6 @@ def test_one_processs_broken_sample_ends_all(config, processes):
     processes(3, work, codes=[2, 2, 2])
     assert processes.output(1) == "error: the JPEG data of sample 77 are damaged\n"
     assert processes.output(0) == processes.output(2) == ""
-
-
-def test_a_bug_in_one_process_shows_its_traceback_and_ends_all(processes):
-    def broken(world):
-        world.agree()
-        if world.rank == 1:
-            raise ZeroDivisionError("a bug")
-        world.agree()
-
-    processes(2, broken, codes=[1, 1])
-    assert "ZeroDivisionError: a bug" in processes.output(1) and processes.output(0) == ""
 
 
 def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, processes):

@@ -15,12 +15,12 @@ from torch import Tensor
 from pipelines.augment.views import Augment
 from pipelines.batch import Batch
 from pipelines.formats.packed import open_packed
-from pipelines.loading.build import build_loader
 from tools.bench.plain_step import LEARNING_RATE, TAU, PlainStep
 from tools.bench.timing import Rate, Timer
-from vssl.engine.build import build_step, prepare_step
+from vssl.engine.build import build_step, prepare_step, training_loader
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import Config
+from vssl.engine.distributed import World
 from vssl.engine.step import TrainStep
 
 __all__ = ["describe", "measure", "summarise"]
@@ -81,14 +81,13 @@ def describe(rates: dict[str, Rate]) -> dict[str, dict]:
 
 def _make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     """A batch of the training images, and its views."""
-    packed, seed = open_packed(config.data.dir), config.train.seed
-    loader = build_loader(config.data, config.augment, packed, "train", train=True, seed=seed, device=device)
+    loader = training_loader(config, open_packed(config.data.dir), device, World())
     try:
         batch = next(iter(loader))
     finally:
         loader.close()
     augment = Augment(config.augment, config.data.image_size)
-    return batch, augment.views(batch.pixels, batch.size, batch.index, seed, 0)
+    return batch, augment.views(batch.pixels, batch.size, batch.index, config.train.seed, 0)
 
 
 def _candidates(config: Config, device: torch.device, batch: Batch, views: Tensor) -> dict[str, Callable[[], int]]:

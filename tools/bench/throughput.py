@@ -1,10 +1,12 @@
 """Measure the stages of a run, each alone and then all together."""
 
 import dataclasses
+import functools
 import itertools
 import resource
 import time
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,7 @@ import torch
 
 from pipelines.augment.views import Augment
 from pipelines.batch import Batch
-from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.formats.ffcv.table import read_table
-from pipelines.formats.packed import open_packed
-from pipelines.loading.build import build_loader
 from pipelines.loading.threads import worker_count
 from tools.bench.decoding import JpegDecoder
 from tools.bench.exchange import measure_exchange
@@ -23,11 +22,10 @@ from tools.bench.floors import copy_bandwidth, count_flops, matrix_rate, memory_
 from tools.bench.report import advise, name_bottleneck
 from tools.bench.timing import Rate, Timer, replayable
 from vssl.config import to_dict
-from vssl.engine.build import build_step, prepare_step
-from vssl.engine.checks import check_sizes
+from vssl.engine.build import build_step, open_run, prepare_step, training_loader
 from vssl.engine.config import Config, resolve
 from vssl.engine.distributed import World
-from vssl.engine.precision import resolve_amp, resolve_device
+from vssl.engine.precision import resolve_amp
 
 __all__ = ["Throughput"]
 
@@ -54,25 +52,9 @@ class Throughput:
     def __init__(self, config: Config, *, repeats: int = 5, seconds: float = 1.0, world: World | None = None) -> None:
         self.config = config = resolve(config)
         self.world = world = world or World()
-        self.device = resolve_device(config.train.device)
-        world.claim(self.device)
-        if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
-            pack_digits_if_absent(DIGITS_DIR)
-        world.agree()
-        self.packed = open_packed(config.data.dir)
-        check_sizes(config, self.packed, world)
+        self.device, self.packed = open_run(config, world)
         self.step = build_step(config, self.packed, self.device, world)
-        self.loader = build_loader(
-            config.data,
-            config.augment,
-            self.packed,
-            "train",
-            train=True,
-            seed=config.train.seed,
-            device=self.device,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        self.loader = training_loader(config, self.packed, self.device, world)
         self.timer = Timer(self.device, repeats, seconds, world)
         self._run: Any = None  # the step, compiled and captured, once it is prepared
         self._steps = 0
@@ -248,8 +230,7 @@ class Throughput:
         ``network`` is ``forward`` (the method: networks and loss) and ``backward`` together.
         """
         step = self.step
-        made = [step.views(pixels, size, index) for pixels, size, _, index in step.micro_batches(batch)]
-        with step.ready_views(made):
+        with self._ready_views(batch):
             forward = self._alone(lambda: step.forward(batch), batch).milliseconds
             network = self._alone(lambda: step.backward(batch), batch).milliseconds
             loss = step.backward(batch)["loss"]
@@ -262,12 +243,16 @@ class Throughput:
         }
 
     def _exchange(self, batch: Batch) -> dict:
+        with self._ready_views(batch):
+            backward = functools.partial(self.step.backward, batch)
+            return measure_exchange(self.step, backward, lambda work: self._alone(work, batch), self.timer)
+
+    def _ready_views(self, batch: Batch) -> AbstractContextManager:
+        """Context in which the step takes the views of ``batch`` instead of making them."""
         step = self.step
-        made = [step.views(pixels, size, index) for pixels, size, _, index in step.micro_batches(batch)]
-        with step.ready_views(made):
-            return measure_exchange(
-                step, lambda: step.backward(batch), lambda work: self._alone(work, batch), self.timer
-            )
+        return step.ready_views(
+            [step.views(pixels, size, index) for pixels, size, _, index in step.micro_batches(batch)]
+        )
 
     def _alone(self, work: Callable[[], object], batch: Batch) -> Rate:
         """Time ``work``, which processes ``batch``; on a GPU captured, as in the step."""

@@ -1,26 +1,62 @@
-"""Build the training step from a config, and prepare it for its device (compiled, captured)."""
+"""Open what a config names, build its loader and its training step, and prepare the step (compiled, captured)."""
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.augment.views import Augment
 from pipelines.batch import Batch
-from pipelines.formats.packed import Packed
+from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
+from pipelines.formats.packed import Packed, open_packed
+from pipelines.loading.base import BaseLoader
+from pipelines.loading.build import build_loader
 from vssl.collectives import Peers
 from vssl.engine.capture import CapturedStep
+from vssl.engine.checks import check_sizes
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import Config
 from vssl.engine.distributed import World
-from vssl.engine.precision import resolve_amp
+from vssl.engine.precision import repeat_bits, resolve_amp, resolve_device
 from vssl.engine.step import MakeViews, TrainStep
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods import build_method
 from vssl.methods.base import Method
 from vssl.models.backbones import check_side
 
-__all__ = ["build_step", "initial_method", "make_views", "prepare_step"]
+__all__ = ["build_step", "initial_method", "make_views", "open_run", "prepare_step", "training_loader"]
+
+
+def open_run(config: Config, world: World) -> tuple[torch.device, Packed]:
+    """The device and the data of a resolved config. The built-in digits are packed if they are absent.
+
+    Raises:
+        UserError: there is no such device or data set, or its sizes do not fit (``check_sizes``).
+    """
+    device = resolve_device(config.train.device)
+    if config.train.deterministic and device.type == "cuda":
+        repeat_bits()
+    world.claim(device)
+    if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
+        pack_digits_if_absent(DIGITS_DIR)
+    world.agree()  # the other processes of a machine wait until its digits are packed
+    packed = open_packed(config.data.dir)
+    check_sizes(config, packed, world)
+    return device, packed
+
+
+def training_loader(
+    config: Config, packed: Packed, device: torch.device, world: World, side: int | None = None
+) -> BaseLoader:
+    """The loader of this process's training images; ``side``: of the views, instead of ``data.image_size``."""
+    data = config.data if side is None else dataclasses.replace(config.data, image_size=side)
+    place = {"rank": world.rank, "world_size": world.size}
+    return build_loader(
+        data, config.augment, packed, "train", train=True, seed=config.train.seed, device=device, **place
+    )
 
 
 def initial_method(config: Config, peers: Peers | None = None) -> Method:
@@ -71,6 +107,6 @@ def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
     wanted, world = step.config.train.compile, step.world
     if wanted or (wanted is None and step.epoch.is_cuda):
         compile_step(step, batch)
-    if not step.epoch.is_cuda:
+    if not step.epoch.is_cuda or (world.size > 1 and not dist.is_nccl_available()):
         return step
     return CapturedStep(step, step.config.data.batch_size // world.size, world.size)

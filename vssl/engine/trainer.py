@@ -1,7 +1,6 @@
 """The training loop: build, resume, train, log, evaluate, save, export."""
 
 import contextlib
-import dataclasses
 import math
 import signal
 import sys
@@ -12,20 +11,15 @@ from typing import Any
 
 from pipelines.augment.views import Augment
 from pipelines.batch import Loader
-from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from pipelines.formats.packed import open_packed
-from pipelines.loading.build import build_loader
 from vssl.engine.alarms import Alarms
-from vssl.engine.build import build_step, make_views, prepare_step
+from vssl.engine.build import build_step, make_views, open_run, prepare_step, training_loader
 from vssl.engine.checkpoint import export_backbone
-from vssl.engine.checks import check_sizes
 from vssl.engine.config import Config, resolve
 from vssl.engine.distributed import World
 from vssl.engine.environment import describe_environment
 from vssl.engine.metrics import MetricsWriter
-from vssl.engine.precision import repeat_bits, resolve_device
 from vssl.engine.resolution import view_side
 from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_ahead import RunAhead
@@ -70,15 +64,7 @@ class Trainer:
         self.on_step = on_step
         self.config = config = resolve(config)
         self.world = world = world or World()
-        self.device = resolve_device(config.train.device)
-        if config.train.deterministic and self.device.type == "cuda":
-            repeat_bits()
-        world.claim(self.device)
-        if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
-            pack_digits_if_absent(DIGITS_DIR)
-        world.agree()  # the other processes of a machine wait until its digits are packed
-        self.packed = open_packed(config.data.dir)
-        check_sizes(config, self.packed, world)
+        self.device, self.packed = open_run(config, world)
         self.directory = RunDirectory(config, resume) if world.is_main else None
         state = world.broadcast(None if self.directory is None else self.directory.load())
         self._identity = identify(config, self.packed, world.size)
@@ -183,18 +169,7 @@ class Trainer:
 
     def _build_loader(self) -> Loader:
         """The loader of the training images, for views of the current size."""
-        config = self.config
-        return build_loader(
-            dataclasses.replace(config.data, image_size=self._side),
-            config.augment,
-            self.packed,
-            "train",
-            train=True,
-            seed=config.train.seed,
-            device=self.device,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
+        return training_loader(self.config, self.packed, self.device, self.world, self._side)
 
     def _resize(self) -> bool:
         """Set the size of the views for the current epoch; returns whether it changed."""

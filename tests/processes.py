@@ -1,0 +1,63 @@
+"""Work in several processes, started as torchrun starts them."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+
+import pytest
+
+from pipelines.errors import run_command
+from vssl.engine.distributed import join_world
+
+
+def _process(rank, size, port, work, results, outputs):
+    """One of ``size`` processes, with the environment that torchrun gives it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stdout = sys.stderr = open(outputs / f"output-{rank}", "w", buffering=1)  # noqa: SIM115 (the process ends)
+
+    def main():
+        with join_world() as world:
+            results.put((rank, work(world)))
+
+    try:
+        run_command(main)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """``processes(size, work, codes=None)``: ``work(world)`` in each of ``size`` forked processes. Returns the results
+    by rank, after all have ended with these exit codes. ``processes.output(rank)``: what one printed."""
+    context = multiprocessing.get_context("fork")
+
+    def run(size, work, codes=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        results = context.SimpleQueue()
+        started = [
+            context.Process(target=_process, args=(rank, size, port, work, results, tmp_path)) for rank in range(size)
+        ]
+        for process in started:
+            process.start()
+        try:
+            for process in started:
+                process.join(300)  # far below the half hour of a collective's own timeout
+            got = [process.exitcode for process in started]
+            assert got == (codes or [0] * size), [run.output(rank) for rank in range(size)]
+        finally:
+            for process in started:
+                process.kill()
+        answers = {}
+        while not results.empty():
+            rank, answer = results.get()
+            answers[rank] = answer
+        return [answers.get(rank) for rank in range(size)]
+
+    run.output = lambda rank: (tmp_path / f"output-{rank}").read_text()
+    return run
