@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from training import kill_after
+from training import kill_after, lines, losses
 
 from pipelines.errors import UserError
 from tools.bench.throughput import Throughput
@@ -20,14 +20,6 @@ from vssl.engine.step import TrainStep
 from vssl.engine.trainer import Trainer
 
 pytestmark = pytest.mark.ddp
-
-
-def lines(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run_dir):
-    return {line["step"]: line["loss"] for line in lines(run_dir) if "loss" in line}
 
 
 def digest(state):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import small_config
 from safetensors.torch import load_file
-from training import assert_a_killed_run_ends_the_same, everything, first_batch, kill_after
+from training import assert_a_killed_run_ends_the_same, everything, first_batch, kill_after, lines
 
 from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
@@ -23,10 +23,6 @@ from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
 from vssl.engine.trainer import Stopped, Trainer
 from vssl.models.backbones import build_backbone
-
-
-def lines(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ import math
 
 import pytest
 import torch
-from test_distributed import losses, processes  # noqa: F401 (a fixture)
 from torch.nn import functional as F
-from training import assert_a_killed_run_ends_the_same, everything, first_batch
+from training import assert_a_killed_run_ends_the_same, everything, first_batch, losses
 
 from pipelines.errors import UserError
 from vssl.engine.compilation import compile_step
@@ -207,7 +206,7 @@ def test_a_step_that_is_not_finite_leaves_the_centre_as_it_was(config):
 
 
 @pytest.mark.ddp
-def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_path):  # noqa: F811
+def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_path):
     common = (*SMALL, "optim.name=sgd", "optim.lr=0.05", "data.limit=720", "data.batch_size=36", "train.epochs=1")
     common += ("train.log_every=1", "optim.warmup_epochs=0", "method.tau=0.9")
     runs = {n: config(*common, f"run.dir={tmp_path / f'on-{n}'}") for n in (1, 2)}

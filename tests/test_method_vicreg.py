@@ -5,8 +5,7 @@ import json
 
 import pytest
 import torch
-from test_distributed import losses, processes  # noqa: F401 (a fixture)
-from training import assert_a_killed_run_ends_the_same
+from training import assert_a_killed_run_ends_the_same, losses
 
 from pipelines.errors import UserError
 from vssl.collectives import Peers
@@ -133,7 +132,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path):
 
 
 @pytest.mark.ddp
-def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_path):  # noqa: F811
+def test_twenty_steps_of_two_processes_are_those_of_one(config, processes, tmp_path):
     common = ("method.name=vicreg", "optim.name=sgd", "optim.lr=0.003", "data.limit=720", "data.batch_size=36")
     common += ("train.epochs=1", "train.log_every=1", "optim.warmup_epochs=0")
     runs = {n: config(*common, f"run.dir={tmp_path / f'on-{n}'}") for n in (1, 2)}

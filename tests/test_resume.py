@@ -1,13 +1,12 @@
 """What a resumed run may change and what not, how it says so, and what is refused before a run starts."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
 import torch
 from programs import run_program
-from training import kill_after
+from training import kill_after, lines
 
 from pipelines.convert import convert
 from pipelines.errors import UserError
@@ -40,10 +39,6 @@ def killed(config, tmp_path):
     """The directory of a run of 20 steps in two epochs, killed after step 12, where it was saved."""
     kill_after(config("checkpoint.every_steps=6"), steps=13)
     return tmp_path / "run"
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def write(config, path):

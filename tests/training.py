@@ -1,6 +1,7 @@
 """Small trainings, and what tests of training compare."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import torch
@@ -48,6 +49,16 @@ def save_untrained(config):
     Checkpoints(run / "checkpoints", keep=1).save(0, {"step": 0, "method": method.state_dict()})
     (run / "config.yaml").write_text(to_yaml(settings))
     return run
+
+
+def lines(run_dir):
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir):
+    """The loss by step."""
+    return {line["step"]: line["loss"] for line in lines(run_dir) if "loss" in line}
 
 
 class Killed(Exception):
