@@ -1,15 +1,17 @@
-python := .venv/bin/python
-ready := .venv/.ready
+venv := .venv
+constraints := constraints.txt
+python := $(venv)/bin/python
+ready := $(venv)/.ready
 
-.PHONY: help setup demo test soak gpu lint
+.PHONY: help setup demo test test-oldest pytest soak gpu lint
 
 help: ## show the targets; each does its own set-up
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(ready) ## make .venv with everything in it
 
-$(ready): pyproject.toml requirements.txt constraints.txt tools/setup.sh
-	@bash tools/setup.sh
+$(ready): pyproject.toml requirements.txt $(constraints) tools/setup.sh
+	@VENV=$(venv) CONSTRAINTS=$(constraints) bash tools/setup.sh
 	@touch $@
 
 demo: export OMP_WAIT_POLICY = passive# while other programs run, idle threads that spin would slow it down eightfold
@@ -18,7 +20,15 @@ demo: $(ready) ## train on the built-in digits, on the CPU or a GPU, into a new 
 	$(python) train.py -c configs/demo.yaml run.dir=runs/demo
 	$(python) tools/report.py runs/demo --out runs/demo/report.html
 
-test: lint ## lint, then all tests (those for a GPU skip themselves without one)
+test: lint pytest ## lint, then all tests (those for a GPU skip themselves without one)
+
+test-oldest: constraints-oldest.txt ## all tests with the oldest versions that requirements.txt allows, in .venv-oldest
+	$(MAKE) venv=.venv-oldest constraints=$< pytest
+
+constraints-oldest.txt: requirements.txt
+	sed -n 's/>=\([0-9.]*\).*/==\1/p' $< >$@
+
+pytest: $(ready)
 	$(python) -m pytest -m ddp --numprocesses auto --maxprocesses 2 # forks, which only a process that has not yet used autograd may do
 	$(python) -m pytest -m "not ddp" --numprocesses auto --maxprocesses 4 --dist worksteal
 

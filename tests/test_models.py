@@ -15,7 +15,7 @@ from vssl.models.config import ModelConfig
 from vssl.models.ema import Teacher, tau_at
 from vssl.models.encoder import Encoder
 from vssl.models.heads import GaussianHead, bounded
-from vssl.models.norm import adopt_norms, synchronise_statistics
+from vssl.models.norm import adopt_norms, separate_views, synchronise_statistics
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
@@ -128,11 +128,45 @@ def test_timms_norms_are_synchronised(name, monkeypatch):
     torch.testing.assert_close(plain.train()(images), shared.train()(images), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["resnet8", "timm:resnet18", "timm:mobilenetv3_small_050"])
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_both_views_at_once_are_normalised_as_if_each_came_alone(name, synchronised, monkeypatch):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    monkeypatch.setattr("vssl.models.norm.gather_equal", lambda rows: torch.cat([rows, rows]))
+    torch.manual_seed(0)
+    apart, width = build_backbone(ModelConfig(backbone=name), 32)
+    if synchronised:
+        synchronise_statistics(apart)
+    joint = copy.deepcopy(apart)
+    separate_views(joint, 2)
+    # The second view is brighter: statistics over both would differ from those of each.
+    first, second, weights = torch.randn(8, 3, 64, 64), 1.0 + 2.0 * torch.randn(8, 3, 64, 64), torch.randn(16, width)
+    expected = torch.cat([apart.train()(first), apart(second)])
+    found = joint.train()(torch.cat([first, second]))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for out in (found, expected):
+        (out * weights).sum().backward()
+    largest = max(weight.grad.abs().max().item() for weight in apart.parameters())
+    for one, other in zip(joint.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5 * largest)
+    for one, other in zip(joint.buffers(), apart.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 class OtherNorm(nn.BatchNorm2d):
     """A norm of an unknown library."""
 
 
-@pytest.mark.parametrize("norm", [OtherNorm(4), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4, track_running_stats=True)])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        OtherNorm(4),
+        nn.SyncBatchNorm(4),
+        nn.InstanceNorm2d(4, track_running_stats=True),
+        nn.BatchNorm2d(4, momentum=None),
+    ],
+)
 def test_norms_that_would_be_neither_frozen_nor_synchronised_are_refused(norm):
     with pytest.raises(UserError, match=f"{type(norm).__name__} at 1: its running statistics"):
         adopt_norms(nn.Sequential(nn.Conv2d(3, 4, 1), norm))

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Makes .venv with this checkout's packages and all they need; `make setup` runs this. PYTHON=... names the Python for a
-# new .venv. Missing Debian packages are installed if that needs no password. Everything else works without them: ffcv needs all
+# Makes .venv (or VENV=...) with this checkout's packages and all they need; `make setup` runs this. PYTHON=... names the
+# Python for a new one, CONSTRAINTS=... another file of versions than constraints.txt. Missing Debian packages are installed if that needs no password. Everything else works without them: ffcv needs all
 # of them, torch.compile needs the compiler and Python's headers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python=.venv/bin/python
+venv=${VENV:-.venv}
+constraints=${CONSTRAINTS:-constraints.txt}
+python=$venv/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 say() { echo "setup: $*"; }
 
-pip_install() { "$python" -m pip install --quiet --quiet --no-input --constraint constraints.txt "$@"; }
+pip_install() { "$python" -m pip install --quiet --quiet --no-input --constraint "$constraints" "$@"; }
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
@@ -45,7 +47,7 @@ create_venv() {
             exit 2
         fi
     fi
-    "$base" -m venv --clear .venv
+    "$base" -m venv --clear "$venv"
 }
 
 # The Debian packages that are missing to compile ffcv.
@@ -106,4 +108,4 @@ fi
 say "installing Python packages (the first time several GB)"
 pip_install --editable '.[dali,dev]'
 install_ffcv
-say "ready: .venv with $("$python" --version)"
+say "ready: $venv with $("$python" --version)"

@@ -16,6 +16,7 @@ from vssl.collectives import Peers
 from vssl.models.ema import Teacher
 from vssl.models.encoder import Encoder
 from vssl.models.heads import Gaussian
+from vssl.models.norm import separate_views
 
 __all__ = ["Method", "MethodOptions", "Output", "PredictorOptions", "Recipe", "TeacherOptions", "swap_views"]
 
@@ -103,6 +104,7 @@ class Method(nn.Module, ABC):
         self.width = width
         self.teacher = None
         self.build(backbone, width)
+        separate_views(self, 2)  # as in the methods' papers: BatchNorm takes its statistics from one view at a time
 
     @classmethod
     @abstractmethod

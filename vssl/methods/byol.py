@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipelines.options import option
 from vssl.methods.base import Method, Output, PredictorOptions, Recipe, swap_views
 from vssl.models.ema import Teacher
-from vssl.models.encoder import Encoder, per_view
+from vssl.models.encoder import Encoder
 from vssl.models.heads import mlp
 
 __all__ = ["BYOL", "BYOLOptions", "byol_loss"]
@@ -60,8 +60,8 @@ class BYOL(Method):
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """Besides the loss: the mean ``cosine`` of prediction and target."""
         with self.autocast():
-            _, projection = per_view(self.teacher, views)
-            features, prediction = per_view(self._predict, views)
+            _, projection = self.teacher(views)
+            features, prediction = self._predict(views)
         prediction, target = prediction.float(), swap_views(projection.float())
         loss = byol_loss(prediction, target)
         return Output(loss, features, {"cosine": 1.0 - loss.detach() / 4.0})

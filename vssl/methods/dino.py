@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pipelines.options import option
 from vssl.methods.base import Method, Output, Recipe, TeacherOptions, swap_views
 from vssl.models.ema import Teacher
-from vssl.models.encoder import Encoder, per_view
+from vssl.models.encoder import Encoder
 
 __all__ = ["DINO", "DINOHead", "DINOOptions", "dino_loss"]
 
@@ -117,15 +117,11 @@ class DINO(Method):
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """The loss; the metrics are those of ``dino_loss``."""
-        options, frozen = self.options, epoch < self.options.frozen_epochs
-
-        def choose(images: Tensor) -> tuple[Tensor, Tensor]:
-            features = self.student.backbone(images)
-            return features, self.student.projector(features, frozen)
-
+        options = self.options
         with self.autocast():
-            _, targets = per_view(self.teacher, views)
-            features, choices = per_view(choose, views)
+            _, targets = self.teacher(views)
+            features = self.student.backbone(views)
+            choices = self.student.projector(features, frozen=epoch < options.frozen_epochs)
         metrics = dino_loss(
             choices,
             targets,

@@ -13,7 +13,7 @@ from pipelines.options import option
 from vssl.collectives import Peers
 from vssl.methods.base import Method, Output, PredictorOptions, Recipe
 from vssl.models.ema import Teacher
-from vssl.models.encoder import Encoder, per_view
+from vssl.models.encoder import Encoder
 from vssl.models.heads import mlp
 
 __all__ = ["MoCoV3", "MoCoV3Options", "moco_v3_loss"]
@@ -78,8 +78,8 @@ class MoCoV3(Method):
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """The loss; the metrics are those of ``moco_v3_loss``."""
         with self.autocast():
-            _, keys = per_view(self.teacher, views)
-            features, queries = per_view(self._predict, views)
+            _, keys = self.teacher(views)
+            features, queries = self._predict(views)
         metrics = moco_v3_loss(queries.float(), keys.float(), self.options.temperature, self.peers)
         return Output(metrics.pop("loss"), features, metrics)
 

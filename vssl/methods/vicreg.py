@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pipelines.options import option
 from vssl.collectives import Peers
 from vssl.methods.base import Method, MethodOptions, Output, Recipe
-from vssl.models.encoder import Encoder, per_view
+from vssl.models.encoder import Encoder
 from vssl.models.heads import mlp
 
 __all__ = ["VICReg", "VICRegOptions", "covariance_term", "variance_term", "vicreg_loss"]
@@ -99,7 +99,7 @@ class VICReg(Method):
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """The loss; the metrics are those of ``vicreg_loss``."""
         with self.autocast():
-            features, embeddings = per_view(self.student, views)
+            features, embeddings = self.student(views)
         options = self.options
         weights = options.invariance_weight, options.variance_weight, options.covariance_weight
         metrics = vicreg_loss(embeddings.float(), *weights, self.peers)

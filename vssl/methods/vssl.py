@@ -19,7 +19,7 @@ from vssl.collectives import Peers
 from vssl.methods.base import Method, Output, PredictorOptions, Recipe, swap_views
 from vssl.methods.byol import BYOL
 from vssl.models.ema import Teacher
-from vssl.models.encoder import Encoder, per_view
+from vssl.models.encoder import Encoder
 from vssl.models.heads import Gaussian, GaussianHead, mlp
 
 __all__ = [
@@ -218,8 +218,8 @@ class VSSL(Method):
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """The loss; the metrics are those of ``loss``."""
         with self.autocast():
-            _, prior = per_view(self.teacher, views)
-            features, posterior = per_view(self._predict, views)
+            _, prior = self.teacher(views)
+            features, posterior = self._predict(views)
         metrics = self.loss(posterior, prior, self._noise(index, epoch))
         return Output(metrics.pop("loss"), features, metrics)
 
