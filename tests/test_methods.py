@@ -36,6 +36,20 @@ def test_a_method_gives_a_loss_features_of_both_views_and_detached_scalars(name)
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_each_layer_runs_once_per_step_for_both_views(name):
+    """Half the kernels, and with several processes half the exchanges, of running each view alone."""
+    method, calls = build(name), []
+    for part in method.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.register_forward_hook(lambda part, inputs, output: calls.append((part, len(output))))
+    run(method)
+    layers = [part for part in method.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    assert len(calls) == len({part for part, _ in calls}) and {rows for _, rows in calls} == {2 * B}
+    # DINO's prototypes are used without their layer's own forward pass.
+    assert len(calls) >= len(layers) - 2
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_every_weight_except_a_teachers_learns(name):
     method = build(name)
     run(method).loss.backward()

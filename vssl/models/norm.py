@@ -70,9 +70,9 @@ class _Normalise(torch.autograd.Function):
         synchronised: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x [views * B, C, ...] -> the same, normalised; means and unbiased variances [views, C]."""
-        rows = x.float().unflatten(0, (views, -1))
-        variance, mean = torch.var_mean(rows, _all_but_views_and_channels(rows), correction=0)
-        count = rows.numel() // mean.numel()
+        rows = x.float()
+        variance, mean = torch.var_mean(_apart(rows, views), _all_but_views_and_channels(x), correction=0)
+        count = x.numel() // mean.numel()
         if synchronised:
             parts = gather_equal(torch.stack([variance, mean])[None])  # [processes, 2, views, C]
             (variances, means), count = parts.unbind(1), count * len(parts)
@@ -80,30 +80,29 @@ class _Normalise(torch.autograd.Function):
             mean = means.mean(0)
             variance = variances.mean(0) + (means - mean).square().mean(0)
         inverse = (variance + eps).rsqrt()
-        y = (rows - _per_channel(mean, rows)) * _per_channel(inverse if weight is None else inverse * weight, rows)
+        y = (rows - _for_each_row(mean, x)) * _for_each_row(inverse if weight is None else inverse * weight, x)
         if bias is not None:
-            y = y + _per_channel(bias[None], rows)
+            y = y + _for_each_row(bias[None], x)
         context.save_for_backward(x, weight, mean, inverse)
-        context.views, context.count, context.synchronised = views, count, synchronised
+        context.count, context.synchronised = count, synchronised
         variance = variance * (count / (count - 1))
         context.mark_non_differentiable(mean, variance)
-        # A copy, because autograd does not let ReLU work in place on a view that a Function returns.
-        return y.flatten(0, 1).to(x.dtype, copy=True), mean, variance
+        return y.to(x.dtype), mean, variance
 
     @staticmethod
     def backward(context: Any, gradient: Tensor, *_: Any) -> tuple:
         x, weight, mean, inverse = context.saved_tensors
-        rows, g = (part.float().unflatten(0, (context.views, -1)) for part in (x, gradient))
-        dims = _all_but_views_and_channels(rows)
-        normalised = (rows - _per_channel(mean, rows)) * _per_channel(inverse, rows)
-        sums = torch.stack([g.sum(dims), (g * normalised).sum(dims)])  # [2, views, C]
+        rows, g, dims = x.float(), gradient.float(), _all_but_views_and_channels(x)
+        normalised = (rows - _for_each_row(mean, x)) * _for_each_row(inverse, x)
+        sums = torch.stack([_apart(part, len(mean)).sum(dims) for part in (g, g * normalised)])  # [2, views, C]
         of_bias, of_weight = (None, None) if weight is None else sums.sum(dim=1)
         if context.synchronised:
             sums = gather_equal(sums[None]).sum(0)
-        mean_g, mean_product = (_per_channel(part / context.count, rows) for part in sums)
-        scale = _per_channel(inverse if weight is None else inverse * weight, rows)
-        of_x = (g - mean_g - normalised * mean_product) * scale
-        return of_x.flatten(0, 1).to(x.dtype), of_weight, of_bias, None, None, None
+        mean_g, mean_product = (_for_each_row(part / context.count, x) for part in sums)
+        of_x = (g - mean_g - normalised * mean_product) * _for_each_row(
+            inverse if weight is None else inverse * weight, x
+        )
+        return of_x.to(x.dtype), of_weight, of_bias, None, None, None
 
 
 # One node for Dynamo, which otherwise makes it an operator that DistributedDataParallel cannot cut the graph around.
@@ -112,13 +111,20 @@ def _normalise(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _Normalise.apply(*arguments)
 
 
-def _all_but_views_and_channels(rows: Tensor) -> list[int]:
-    return [d for d in range(rows.ndim) if d not in (0, 2)]
+def _apart(rows: Tensor, views: int) -> Tensor:
+    """[views * B, C, ...] as [views, B, C, ...]."""
+    return rows.unflatten(0, (views, -1))
 
 
-def _per_channel(values: Tensor, rows: Tensor) -> Tensor:
-    """Values [views or 1, C], in the shape in which they broadcast to rows [views, B, C, ...]."""
-    return values.view(len(values), 1, -1, *[1] * (rows.ndim - 3))
+def _all_but_views_and_channels(x: Tensor) -> list[int]:
+    """Dimensions of ``_apart``: all but 0 and 2, for x [views * B, C, ...]."""
+    return [1, *range(3, x.ndim + 1)]
+
+
+def _for_each_row(values: Tensor, x: Tensor) -> Tensor:
+    """Values [views, C], repeated for the rows of each view, in the shape in which they broadcast to x."""
+    rows = values.repeat_interleave(len(x) // len(values), dim=0)
+    return rows.view(*rows.shape, *[1] * (x.ndim - 2))
 
 
 class BatchNorm1d(_SharedNorm, nn.BatchNorm1d):
