@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv (or VENV=...) with this checkout's packages and all they need; `make setup` runs this. PYTHON=... names the
-# Python for a new one, CONSTRAINTS=... another file of versions than constraints.txt. Missing Debian packages are installed if that needs no password. Everything else works without them: ffcv needs all
-# of them, torch.compile needs the compiler and Python's headers.
+# Python for a new one, CONSTRAINTS=... another file of versions than constraints.txt. Missing Debian packages are
+# installed if that needs no password. Everything else works without them: ffcv needs all of them, torch.compile needs the
+# compiler and Python's headers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
