@@ -39,6 +39,25 @@ def test_cifar_stem_keeps_keys_and_resolution():
     assert isinstance(small.maxpool, nn.Identity) and not isinstance(large.maxpool, nn.Identity)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (62, 96)])
+def test_the_stem_on_blocks_of_pixels_is_the_same_convolution(size):
+    backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
+    stem, images = backbone.conv1.double(), torch.randn(2, 3, *size, dtype=torch.float64)
+    plain, on_blocks = stem(images), stem.on_blocks(images)
+    torch.testing.assert_close(on_blocks, plain)
+    gradients = [torch.autograd.grad(y.square().sum(), stem.weight)[0] for y in (plain, on_blocks)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("side", [64, 65])
+def test_the_stem_on_a_gpu_is_that_on_a_cpu(cuda, side):
+    backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
+    stem, images = backbone.conv1.double(), torch.randn(2, 3, side, side, dtype=torch.float64)
+    expected = stem(images)
+    torch.testing.assert_close(stem.to(cuda)(images.to(cuda)).cpu(), expected)
+
+
 def test_resnet8_is_small():
     backbone, width = build_backbone(ModelConfig(backbone="resnet8", stem="auto"), 32)
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, width)

@@ -11,6 +11,7 @@ from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
 from vssl.models.config import ModelConfig
 from vssl.models.norm import BatchNorm2d, adopt_norms
+from vssl.models.stem import StemConv2d
 
 __all__ = ["build_backbone", "check_side"]
 
@@ -76,6 +77,8 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
             backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
             backbone.maxpool = nn.Identity()
+        else:
+            backbone.conv1.__class__ = StemConv2d  # keeps its weights
     adopt_norms(backbone)
     return backbone, width
 
