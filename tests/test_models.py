@@ -95,6 +95,21 @@ def test_teacher_evaluates_with_its_running_statistics():
     torch.testing.assert_close(teacher(alone)[0][0], teacher(torch.cat([alone, beside]))[0][0], rtol=1e-4, atol=1e-5)
 
 
+def test_with_moving_statistics_a_target_never_depends_on_the_other_images():
+    student = encoder()
+    teacher = Teacher(student, "moving").train()
+    images = 3 + torch.randn(16, 3, 32, 32)
+    student(images)  # moves its statistics
+    for _ in range(2):
+        teacher.update(student, torch.tensor(0.5))
+    alone, beside = teacher(images[:1])[1].mean, teacher(images)[1].mean[:1]
+    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
+    moved = [key for key in student.state_dict() if key.endswith("running_mean")]
+    before, after = encoder().state_dict(), student.state_dict()
+    for key in moved:
+        torch.testing.assert_close(teacher.network.state_dict()[key], before[key] / 4 + after[key] * 3 / 4)
+
+
 def test_teacher_update_keeps_the_tensors():
     student = encoder()
     teacher = Teacher(student)

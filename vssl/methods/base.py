@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class TeacherOptions(MethodOptions):
     """Options of methods with a momentum teacher."""
 
     tau: float | None = option(None, "the teacher's momentum at the start; rises to 1 by a cosine", low=0.0, high=1.0)
+    teacher_statistics: Literal["batch", "moving"] = option(
+        "batch", "statistics of the teacher's BatchNorm: of the batch's view, or moving averages of the student's"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,25 @@ def tau_at(step: int, *, start: float, steps: int) -> float:
 class Teacher(nn.Module):
     """theta_t <- tau theta_t + (1 - tau) theta_s, in place, without gradients.
 
-    Weights and floating-point buffers (BatchNorm's running statistics) are averaged alike. In its forward pass the
-    teacher normalises with the batch's own statistics, as the student does, and never changes its buffers itself.
+    Weights and floating-point buffers (BatchNorm's running statistics) are averaged alike; the teacher never changes
+    its buffers itself.
 
     Args:
         student: the network to copy; its norms must be those of ``vssl.models.norm`` (see ``adopt_norms``).
+        statistics: what BatchNorm normalises with during training: ``batch``, as in the student; ``moving``, the
+            buffers, so that an image's target does not depend on the other images (EMAN: Cai et al., arXiv 2101.08482).
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, statistics: Literal["batch", "moving"] = "batch") -> None:
         super().__init__()
+        self.statistics = statistics
         self.network = copy.deepcopy(student).requires_grad_(False)
         freeze_statistics(self.network)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; with moving statistics the teacher always stays in evaluation mode."""
+        return super().train(mode and self.statistics == "batch")
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> object:
