@@ -1,10 +1,15 @@
-"""Work in several processes, started as torchrun starts them."""
+"""Work in several processes, started by torchrun or as torchrun starts them."""
 
+import json
 import multiprocessing
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +32,40 @@ def _process(rank, size, port, work, results, outputs):
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+def torchrun(size, *arguments):
+    """``train.py`` in ``size`` processes, which torchrun starts once more if one of them dies. Both outputs in one."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    return subprocess.Popen(
+        [*command, "--max-restarts=1", "train.py", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill_rank(process, rank):
+    """SIGKILL to the process of this rank of ``torchrun``."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            os.kill(int(child), signal.SIGKILL)
+            return
+    raise LookupError(f"torchrun has no child of rank {rank}")
+
+
+def written(run_dir):
+    """What has been written to metrics.jsonl; its last line may be incomplete."""
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def wait_for_step(process, run_dir, step):
+    """Return when ``process`` has logged the loss of ``step`` in its run's directory."""
+    deadline = time.monotonic() + 600
+    while not any(line.get("step", 0) >= step and "loss" in line for line in written(run_dir)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
 
 
 @pytest.fixture

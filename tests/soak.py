@@ -5,6 +5,7 @@ of docs/reliability.md was not kept."""
 import argparse
 import contextlib
 import dataclasses
+import filecmp
 import gc
 import importlib
 import json
@@ -12,6 +13,7 @@ import operator
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ import yaml
 from children import in_child
 from mutation import mutate, mutate_config
 from PIL import Image
+from processes import kill_rank, torchrun, wait_for_step, written
 from training import SMALL
 
 from pipelines.convert import convert
@@ -148,6 +151,37 @@ def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: 
                 report.fail(f"{name}, killed run {number}: {answer}, same weights: {same}, tidy: {tidy}")
             shutil.rmtree(run)
         figures |= outcomes
+
+
+def restarts(report: Report, data: Path, count: int, folder: Path, rng: random.Random) -> None:
+    """Runs of two processes, one of which is killed in the middle: torchrun starts both again, and the weights at the
+    end are those of an undisturbed run."""
+
+    def start(run: Path) -> subprocess.Popen:
+        overrides = (f"data.dir={data}", f"run.dir={run}", "train.epochs=10", "train.log_every=1")  # 40 steps
+        return torchrun(2, "-c", str(DEMO), *TINY, *overrides)
+
+    with report.row(f"{count} runs of two processes, one killed") as figures:
+        output, _ = start(folder / "pair").communicate()
+        exported = folder / "pair" / "backbone.safetensors"
+        if not exported.exists():
+            report.fail(f"the undisturbed run of two processes: {output}")
+            return
+        same = 0
+        for number in range(count):
+            run, rank, step = folder / f"pair-{number}", rng.randrange(2), rng.randrange(1, 30)
+            process = start(run)
+            wait_for_step(process, run, step)
+            time.sleep(rng.uniform(0, 0.05))  # anywhere in a step
+            kill_rank(process, rank)
+            output, _ = process.communicate()
+            restarted = sum("resumed_from_step" in line for line in written(run)) == 1
+            ended = process.returncode == 0
+            good = restarted and ended and filecmp.cmp(exported, run / exported.name, shallow=False)
+            same += good
+            if not good:
+                report.fail(f"process {rank} killed after step {step}, restarted: {restarted}: {output}")
+        figures["ended with the same weights"] = same
 
 
 def read_epoch(packed_dir: Path) -> str:
@@ -296,6 +330,7 @@ def resources(report: Report, epochs: int, packed: dict[str, Path]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=whole(0), default=20, help="runs to kill and resume")
+    parser.add_argument("--restarts", type=whole(0), default=5, help="runs of two processes, one of which is killed")
     parser.add_argument("--data", type=whole(0), default=200, help="damaged data files")
     parser.add_argument("--configs", type=whole(0), default=200, help="damaged configs")
     parser.add_argument("--epochs", type=whole(0), default=50, help="epochs of each loader")
@@ -307,6 +342,8 @@ def main() -> int:
         packed = make_data(folder)
         for share in shares(arguments.kills, packed):
             kills(report, *share, folder, rng)
+        if arguments.restarts:
+            restarts(report, packed["resident, digits"], arguments.restarts, folder, rng)
         for share in shares(arguments.data, packed):
             data_fuzz(report, *share, folder, rng)
         if arguments.configs:

@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 
 @pytest.mark.slow
 def test_soak_finds_no_failures():
-    command = [sys.executable, "tests/soak.py", "--kills=2", "--data=5", "--configs=6", "--epochs=3"]
+    command = [sys.executable, "tests/soak.py", "--kills=2", "--restarts=1", "--data=5", "--configs=6", "--epochs=3"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("0 failures\n")
