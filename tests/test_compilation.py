@@ -5,6 +5,9 @@ import functools
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import first_batch
 
@@ -47,6 +50,55 @@ def test_after_the_first_batch_nothing_is_compiled_again(config, backend, method
 
         with pytest.raises(torch._dynamo.exc.RecompileError):
             step(type(batch)(*(part[:-1] for part in batch)))
+
+
+def test_the_compiled_step_reads_and_writes_no_more_images_than_its_layers_need(config, monkeypatch):
+    """What a GPU's time is spent on, seen in the graphs from which code is generated."""
+    graphs = {}
+
+    def keep(name):
+        def compiler(graph, _):
+            graphs[name] = graph.graph
+            return make_boxed_func(graph.forward)
+
+        return compiler
+
+    backend = aot_autograd(
+        fw_compiler=keep("forward"),
+        bw_compiler=keep("backward"),
+        inference_compiler=keep("views"),
+        decompositions=select_decomp_table(),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    trainer = Trainer(config("train.amp=bf16", "data.batch_size=24", "data.workers=1"))
+    step = trainer.train_step
+    assert compile_step(step, first_batch(trainer))
+
+    def count(name, operation):
+        return sum(node.target is operation for node in graphs[name].nodes)
+
+    aten, modules = torch.ops.aten, list(step.method.modules())
+    convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in step.method.student.modules())
+    norms = sum(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in modules)
+    # Both views at once: one convolution per layer in student and teacher, one pass for the statistics of a norm.
+    assert count("forward", aten.convolution.default) == 2 * convolutions
+    assert count("backward", aten.convolution_backward.default) == convolutions
+    assert count("forward", aten.var_mean.correction) == norms
+    # Kept for the backward pass: each convolution's input and output, in the precision in which it computes.
+    (kept,) = (node.args[0] for node in graphs["forward"].nodes if node.op == "output")
+    values = [node.meta["val"] for node in kept if node is not None and "val" in node.meta]
+    rows = 2 * len(first_batch(trainer).index)
+    images = [value for value in values if isinstance(value, torch.Tensor) and value.ndim == 4 and len(value) == rows]
+    assert 0 < len(images) <= 2 * convolutions
+    assert {image.dtype for image in images} == {torch.bfloat16}
+    # Nothing waits for a value of the device.
+    assert not any(
+        count(name, operation)
+        for name in graphs
+        for operation in (aten._local_scalar_dense.default, aten.nonzero.default, aten.is_nonzero.default)
+    )
 
 
 class Dispatched(TorchDispatchMode):
