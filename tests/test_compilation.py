@@ -92,7 +92,7 @@ def test_the_compiled_step_reads_and_writes_no_more_images_than_its_layers_need(
     rows = 2 * len(first_batch(trainer).index)
     images = [value for value in values if isinstance(value, torch.Tensor) and value.ndim == 4 and len(value) == rows]
     assert 0 < len(images) <= 2 * convolutions
-    assert {image.dtype for image in images} == {torch.bfloat16}
+    assert {image.dtype for image in images} <= {torch.bfloat16, torch.bool}  # bool: where a ReLU let through
     # Nothing waits for a value of the device.
     assert not any(
         count(name, operation)
