@@ -20,6 +20,7 @@ from vssl.evaluation.linear import fit_linear, linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import (
     auroc,
     calibration,
+    decoder_entropy,
     excess_area,
     most_certain_half,
     nearest_is_right,
@@ -28,6 +29,7 @@ from vssl.evaluation.uncertainty import (
     selective_accuracy,
     uncertainty_scores,
 )
+from vssl.models.heads import Gaussian
 
 
 def clusters(count, classes=3, width=8, spread=1.0, seed=0):
@@ -256,13 +258,24 @@ def test_rank_correlation_ignores_scale_and_a_constant_has_none():
 
 
 def test_the_controls_do_not_see_the_variance():
-    logvar, features, bank = torch.randn(5, 8), torch.randn(5, 3), torch.randn(30, 3)
-    one, other = (uncertainty_scores(logvars, features, bank, k=2) for logvars in (logvar, logvar + 1))
+    mean, logvar, features = torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, 3)
+    bank_means, bank = torch.randn(30, 8), torch.randn(30, 3)
+    one, other = (
+        uncertainty_scores(Gaussian(mean, logvars), features, bank_means, bank, k=2) for logvars in (logvar, logvar + 1)
+    )
     torch.testing.assert_close(one["variance"] + 1, other["variance"])
-    assert torch.equal(one["norm"], other["norm"]) and torch.equal(one["neighbour"], other["neighbour"])
+    assert all(torch.equal(one[name], other[name]) for name in ("decoder", "norm", "neighbour"))
     torch.testing.assert_close(one["norm"], -features.norm(dim=1).log())
     distance = 1 - nn.functional.cosine_similarity(features[:, None], bank[None], dim=2)
     torch.testing.assert_close(one["neighbour"], distance.sort(dim=1).values[:, 1])
+
+
+def test_the_decoders_entropy_is_that_of_a_categorical_distribution():
+    means, bank = 3 * torch.randn(1100, 4), torch.randn(30, 4)
+    cosines = nn.functional.cosine_similarity(means[:, None], bank[None], dim=2)
+    expected = torch.distributions.Categorical(logits=cosines / 0.2).entropy()
+    torch.testing.assert_close(decoder_entropy(means, bank, 0.2), expected)
+    assert decoder_entropy(bank[:1], bank[:1].expand(7, 4), 0.2).item() == pytest.approx(math.log(7), abs=1e-5)
 
 
 @pytest.mark.parametrize("side", [32, 96])

@@ -5,12 +5,15 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vssl.evaluation.knn import nearest_neighbours
+from vssl.models.heads import Gaussian
 
 __all__ = [
     "auroc",
     "calibration",
+    "decoder_entropy",
     "excess_area",
     "most_certain_half",
     "nearest_is_right",
@@ -21,25 +24,56 @@ __all__ = [
 ]
 
 
-def uncertainty_scores(logvar: Tensor, features: Tensor, bank: Tensor, k: int = 10) -> dict[str, Tensor]:
-    """The variance, and two controls that know nothing of it; the higher, the less certain.
+def uncertainty_scores(
+    posterior: Gaussian, features: Tensor, bank_means: Tensor, bank: Tensor, *, k: int = 10, temperature: float = 0.1
+) -> dict[str, Tensor]:
+    """What the method says of its uncertainty, and two controls that know nothing of it; the higher, the less certain.
 
     A variance is worth its training only where it says more than they do.
 
     Args:
-        logvar: log-variances of the posterior [N, D].
+        posterior: means and log-variances [N, D].
         features: the backbone's, of the same images [N, F].
-        bank: the backbone's features of training images [M, F].
+        bank_means: means of the posteriors of training images [M, D].
+        bank: the backbone's features of the same training images [M, F].
         k: which neighbour.
+        temperature: of ``decoder_entropy``.
 
     Returns:
         by name, float32 [N]: ``variance``, the mean log-variance, which is up to scale and a constant the entropy of
-        the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2; ``norm``, minus the log of the features' length (a
-        common baseline: Kirchhof et al., URL, arXiv 2307.03810); ``neighbour``, the cosine distance to the k-th nearest
-        training image (Sun et al., arXiv 2204.06507).
+        the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2; ``decoder``, the ``decoder_entropy``; ``norm``,
+        minus the log of the features' length (a common baseline: Kirchhof et al., URL, arXiv 2307.03810);
+        ``neighbour``, the cosine distance to the k-th nearest training image (Sun et al., arXiv 2204.06507).
     """
     similarity, _ = nearest_neighbours(bank, features, k)
-    return {"variance": logvar.mean(dim=1), "norm": -features.norm(dim=1).log(), "neighbour": 1 - similarity[:, -1]}
+    return {
+        "variance": posterior.logvar.mean(dim=1),
+        "decoder": decoder_entropy(posterior.mean, bank_means, temperature),
+        "norm": -features.norm(dim=1).log(),
+        "neighbour": 1 - similarity[:, -1],
+    }
+
+
+def decoder_entropy(means: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """How many training images a latent vector could stand for: the entropy of p(x_j | z) in nats, in [0, log M].
+
+    The decoder that the method implies (``vssl.methods.vssl.implied_log_likelihood``), with the training images as
+    candidates, all equally probable beforehand: p(x_j | z) = softmax_j(cos(z, mu_j) / T).
+
+    Args:
+        means: z, float32 [N, D].
+        bank: mu, means of the training images' posteriors [M, D].
+        temperature: T.
+
+    Returns:
+        float32 [N].
+    """
+    bank = F.normalize(bank, dim=1)
+    parts = []
+    for rows in F.normalize(means, dim=1).split(1024):  # limits memory
+        log_p = (rows @ bank.T / temperature).log_softmax(dim=1)
+        parts.append(-(log_p.exp() * log_p).sum(dim=1))
+    return torch.cat(parts)
 
 
 def nearest_is_right(features: Tensor, labels: Tensor) -> Tensor:

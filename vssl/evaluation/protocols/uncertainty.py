@@ -23,15 +23,16 @@ MEANINGLESS = 0.1  # a rank correlation of variance and error below this says no
 
 
 def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
-    """As ``EvaluationProtocol.measure``: for the variance and each control ``score_report`` and ``corruptions``, the
-    rank correlation with the strength of each corruption; R@1; the calibration, which compares the predicted variance
-    with the observed squared error."""
+    """As ``EvaluationProtocol.measure``: for each of ``uncertainty_scores`` its ``score_report`` and, under
+    ``corruptions``, the rank correlation with the strength of each; R@1; the calibration, which compares the predicted
+    variance with the observed squared error."""
     method = evaluation.model.trained_method()
     bank, _ = evaluation.features("train")
     features, labels = evaluation.features("val")
+    bank_means = method.posterior(bank).mean
 
     def scores(features: Tensor) -> dict[str, Tensor]:
-        return uncertainty_scores(method.posterior(features).logvar, features, bank)
+        return uncertainty_scores(method.posterior(features), features, bank_means, bank)
 
     votes = evaluation.knn_votes()
     correct, found = votes.argmax(dim=1) == labels, nearest_is_right(features, labels)
