@@ -46,7 +46,7 @@ def compared(compare, tmp_path_factory):
 
 def test_arms_share_all_keys_except_their_own_and_are_averaged_over_seeds(compared):
     folder, printed = compared
-    assert "kNN, cosine - byol: " in printed
+    assert "cosine - byol, paired by seed, points: kNN " in printed
 
     report = json.loads((folder / "m.json").read_text())
     assert list(report["arms"]) == ["cosine", "byol"]
@@ -60,6 +60,11 @@ def test_arms_share_all_keys_except_their_own_and_are_averaged_over_seeds(compar
         assert 0 < pace["low"] <= pace["images_per_second"] <= pace["high"] and pace["repeats"] == 2
         assert pace["memory"]["host_bytes"] > 1e8
         assert ("logvar_student" in arm["runs"][0]) == (name == "cosine")
+    ours, theirs = ([run["knn_top1"] for run in arm["runs"]] for arm in report["arms"].values())
+    apart = [our - their for our, their in zip(ours, theirs, strict=True)]
+    ahead = report["arms"]["byol"]["first_arm_ahead"]["knn_top1"]
+    assert ahead["mean"] == pytest.approx(statistics.fmean(apart))
+    assert ahead["standard_error"] == pytest.approx(statistics.stdev(apart) / 2**0.5)
     first, second = (arm["config"] for arm in report["arms"].values())
     shared = set(first["method"]) & set(second["method"]) - {"name"}
     assert all(first["method"][key] == second["method"][key] for key in shared)

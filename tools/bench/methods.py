@@ -92,7 +92,7 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     print(summarise(measured, paces))
     report = {
         **head,
-        "arms": {m.arm.name: _describe(m, configs[m.arm.name], paces.get(m.arm.name)) for m in measured},
+        "arms": {m.arm.name: _describe(m, measured[0], configs[m.arm.name], paces.get(m.arm.name)) for m in measured},
     }
     if arguments.json:
         write_json(arguments.json, report)
@@ -102,13 +102,15 @@ def compare_methods(arguments: argparse.Namespace) -> None:
         save_chart(draw_methods(report), arguments.plot)
 
 
-def _describe(measured: Measured, config: Config, pace: Pace | None) -> dict:
-    """Plain values for a report."""
+def _describe(measured: Measured, first: Measured, config: Config, pace: Pace | None) -> dict:
+    """Plain values for a report; ``first`` is the arm with which the others are compared."""
+    differences = {key: _paired(first, measured, key) for key in ACCURACIES} if measured is not first else {}
     return {
         "overrides": measured.arm.overrides,
         "config": to_dict(config),
         "mean": {key: measured.mean(key) for key in ACCURACIES},
         "standard_error": {key: measured.standard_error(key) for key in ACCURACIES},
+        "first_arm_ahead": {key: {"mean": mean, "standard_error": error} for key, (mean, error) in differences.items()},
         "pace": pace and dataclasses.asdict(pace),
         "runs": measured.runs,
     }
@@ -231,23 +233,23 @@ def summarise(measured: Sequence[Measured], paces: dict[str, Pace]) -> str:
         lines.append(f"{m.arm.name:<{width}} {len(m.runs):>5}  {100 * untrained:>9.1f}{cells}")
     first, *others = measured
     for other in others:
-        difference, error = _paired(first, other, "knn_top1")
-        spread = "" if error is None else f" +- {100 * error:.1f}"
-        lines.append(f"kNN, {first.arm.name} - {other.arm.name}: {100 * difference:+.1f}{spread} points")
+        cells = ", ".join(
+            f"{name} {_percent(*_paired(first, other, key), sign='+')}" for key, name in ACCURACIES.items()
+        )
+        lines.append(f"{first.arm.name} - {other.arm.name}, paired by seed, points: {cells}")
     return "\n".join(lines)
 
 
-def _percent(mean: float | None, error: float | None) -> str:
+def _percent(mean: float | None, error: float | None, sign: str = "") -> str:
     if mean is None:
         return "-"
-    return f"{100 * mean:.1f}" + ("" if error is None else f" +- {100 * error:.1f}")
+    return f"{100 * mean:{sign}.1f}" + ("" if error is None else f" +- {100 * error:.1f}")
 
 
-def _paired(first: Measured, other: Measured, key: str) -> tuple[float, float | None]:
-    """Mean difference over the seeds that both have, and its standard error."""
-    theirs = {run["seed"]: run[key] for run in other.runs}
-    differences = [{key: run[key] - theirs[run["seed"]]} for run in first.runs]
+def _paired(first: Measured, other: Measured, key: str) -> tuple[float | None, float | None]:
+    """By how much ``first`` is ahead on average over the seeds, and the standard error of that; None: not measured."""
+    theirs = {run["seed"]: run for run in other.runs}
+    pairs = [(run, theirs[run["seed"]]) for run in first.runs]
+    differences = [{key: run[key] - their[key]} for run, their in pairs if key in run and key in their]
     paired = Measured(first.arm, differences)
-    mean = paired.mean(key)
-    assert mean is not None  # both have the same seeds
-    return mean, paired.standard_error(key)
+    return paired.mean(key), paired.standard_error(key)
