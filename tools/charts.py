@@ -89,7 +89,8 @@ def _draw_rates(axes: Axes, rates: dict[str, dict], marked: Sequence[str], mark:
 
 
 def draw_methods(report: dict) -> Figure:
-    """``tools/compare.py methods``: accuracies (seeds, means, standard errors), and kNN over the epochs."""
+    """``tools/compare.py methods``: accuracies (seeds, means, standard errors), and kNN over the epochs (means, and a
+    band from the lowest to the highest seed)."""
     arms = report["arms"]
     first = next(iter(arms.values()))
     accuracies = list(first["mean"])
@@ -109,8 +110,12 @@ def draw_methods(report: dict) -> Figure:
                 bars.scatter([x] * len(seeds), seeds, s=8, color="black", zorder=3)
         knn = [run["knn_curve"] for run in arm["runs"]]
         shared = [epoch for epoch in knn[0] if all(epoch in curve for curve in knn)]
-        means = [100 * statistics.fmean(curve[epoch] for curve in knn) for epoch in shared]
-        curves.plot(list(map(float, shared)), means, marker=".", color=colour, label=name)
+        values = [[100 * curve[epoch] for curve in knn] for epoch in shared]
+        epochs = list(map(float, shared))
+        curves.plot(epochs, list(map(statistics.fmean, values)), marker=".", color=colour, label=name)
+        curves.fill_between(
+            epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2, linewidth=0
+        )
     bars.set_xticks(range(len(accuracies)), [key.removesuffix("_top1") for key in accuracies])
     bars.set(xlabel="evaluation", ylabel="top-1, %", ylim=(0, None))
     curves.set(xlabel="epoch", ylabel="kNN top-1 during training, %")
