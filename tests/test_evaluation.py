@@ -20,7 +20,7 @@ from vssl.evaluation.linear import fit_linear, linear_predict, select_and_fit
 from vssl.evaluation.uncertainty import (
     auroc,
     calibration,
-    decoder_entropy,
+    decoder_scores,
     excess_area,
     most_certain_half,
     nearest_is_right,
@@ -264,18 +264,20 @@ def test_the_controls_do_not_see_the_variance():
         uncertainty_scores(Gaussian(mean, logvars), features, bank_means, bank, k=2) for logvars in (logvar, logvar + 1)
     )
     torch.testing.assert_close(one["variance"] + 1, other["variance"])
-    assert all(torch.equal(one[name], other[name]) for name in ("decoder", "norm", "neighbour"))
+    assert all(torch.equal(one[name], other[name]) for name in ("decoder", "marginal", "norm", "neighbour"))
     torch.testing.assert_close(one["norm"], -features.norm(dim=1).log())
     distance = 1 - nn.functional.cosine_similarity(features[:, None], bank[None], dim=2)
     torch.testing.assert_close(one["neighbour"], distance.sort(dim=1).values[:, 1])
 
 
-def test_the_decoders_entropy_is_that_of_a_categorical_distribution():
+def test_the_decoders_scores_are_those_of_a_categorical_distribution_and_of_its_normaliser():
     means, bank = 3 * torch.randn(1100, 4), torch.randn(30, 4)
     cosines = nn.functional.cosine_similarity(means[:, None], bank[None], dim=2)
-    expected = torch.distributions.Categorical(logits=cosines / 0.2).entropy()
-    torch.testing.assert_close(decoder_entropy(means, bank, 0.2), expected)
-    assert decoder_entropy(bank[:1], bank[:1].expand(7, 4), 0.2).item() == pytest.approx(math.log(7), abs=1e-5)
+    entropy, surprise = decoder_scores(means, bank, 0.2)
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=cosines / 0.2).entropy())
+    torch.testing.assert_close(surprise, -(cosines / 0.2).exp().mean(dim=1).log())
+    entropy, surprise = decoder_scores(bank[:1], bank[:1].expand(7, 4), 0.2)  # seven equal images
+    assert entropy.item() == pytest.approx(math.log(7), abs=1e-5) and surprise.item() == pytest.approx(-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("side", [32, 96])

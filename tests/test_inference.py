@@ -211,7 +211,9 @@ def test_uncertainty(run, digits, evaluate, tmp_path):
     calibrated = report["calibration"]
     assert calibrated["predicted"] == sorted(calibrated["predicted"]) and len(calibrated["observed"]) == 10
     assert calibrated["ratio"] > 0 and -1 <= calibrated["correlation"] <= 1
-    assert list(report["scores"]) == ["variance", "decoder", "norm", "neighbour"] and 0 < report["r_at_1"] <= 1
+    assert (
+        list(report["scores"]) == ["variance", "decoder", "marginal", "norm", "neighbour"] and 0 < report["r_at_1"] <= 1
+    )
     for score in report["scores"].values():
         assert 0 < score["r_auroc"] < 1 and score["aurc"] >= score["e_aurc"] >= 0
         assert all(-1 <= value <= 1 for value in score["corruptions"].values())

@@ -13,7 +13,7 @@ from vssl.models.heads import Gaussian
 __all__ = [
     "auroc",
     "calibration",
-    "decoder_entropy",
+    "decoder_scores",
     "excess_area",
     "most_certain_half",
     "nearest_is_right",
@@ -37,28 +37,29 @@ def uncertainty_scores(
         bank_means: means of the posteriors of training images [M, D].
         bank: the backbone's features of the same training images [M, F].
         k: which neighbour.
-        temperature: of ``decoder_entropy``.
+        temperature: of ``decoder_scores``.
 
     Returns:
         by name, float32 [N]: ``variance``, the mean log-variance, which is up to scale and a constant the entropy of
-        the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2; ``decoder``, the ``decoder_entropy``; ``norm``,
-        minus the log of the features' length (a common baseline: Kirchhof et al., URL, arXiv 2307.03810);
-        ``neighbour``, the cosine distance to the k-th nearest training image (Sun et al., arXiv 2204.06507).
+        the posterior, D / 2 log(2 pi e) + 1/2 sum_d log sigma_d^2; ``decoder`` and ``marginal``, the
+        ``decoder_scores``; the controls ``norm``, minus the log of the features' length (Kirchhof et al., URL, arXiv
+        2307.03810), and ``neighbour``, the cosine distance to the k-th nearest training image (Sun et al., arXiv
+        2204.06507).
     """
     similarity, _ = nearest_neighbours(bank, features, k)
+    decoder, marginal = decoder_scores(posterior.mean, bank_means, temperature)
     return {
         "variance": posterior.logvar.mean(dim=1),
-        "decoder": decoder_entropy(posterior.mean, bank_means, temperature),
+        "decoder": decoder,
+        "marginal": marginal,
         "norm": -features.norm(dim=1).log(),
         "neighbour": 1 - similarity[:, -1],
     }
 
 
-def decoder_entropy(means: Tensor, bank: Tensor, temperature: float) -> Tensor:
-    """How many training images a latent vector could stand for: the entropy of p(x_j | z) in nats, in [0, log M].
-
-    The decoder that the method implies (``vssl.methods.vssl.implied_log_likelihood``), with the training images as
-    candidates, all equally probable beforehand: p(x_j | z) = softmax_j(cos(z, mu_j) / T).
+def decoder_scores(means: Tensor, bank: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """What the decoder that the method implies (``vssl.methods.vssl.implied_log_likelihood``) says of latent vectors z,
+    with the training images x_j as candidates, all equally probable beforehand.
 
     Args:
         means: z, float32 [N, D].
@@ -66,14 +67,19 @@ def decoder_entropy(means: Tensor, bank: Tensor, temperature: float) -> Tensor:
         temperature: T.
 
     Returns:
-        float32 [N].
+        float32 [N] each: the entropy of p(x_j | z) = softmax_j(cos(z, mu_j) / T) in nats, in [0, log M]: how many
+        images could z stand for; and minus the log of the marginal p(z) = mean_j exp(cos(z, mu_j) / T), up to a
+        constant: how foreign z is.
     """
     bank = F.normalize(bank, dim=1)
-    parts = []
+    entropies, surprises = [], []
     for rows in F.normalize(means, dim=1).split(1024):  # limits memory
-        log_p = (rows @ bank.T / temperature).log_softmax(dim=1)
-        parts.append(-(log_p.exp() * log_p).sum(dim=1))
-    return torch.cat(parts)
+        log_density = rows @ bank.T / temperature
+        total = log_density.logsumexp(dim=1, keepdim=True)
+        log_p = log_density - total
+        entropies.append(-(log_p.exp() * log_p).sum(dim=1))
+        surprises.append(math.log(len(bank)) - total[:, 0])
+    return torch.cat(entropies), torch.cat(surprises)
 
 
 def nearest_is_right(features: Tensor, labels: Tensor) -> Tensor:
