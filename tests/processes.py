@@ -35,10 +35,11 @@ def _process(rank, size, port, work, results, outputs):
 
 
 def torchrun(size, *arguments):
-    """``train.py`` in ``size`` processes, which torchrun starts once more if one of them dies. Both outputs in one."""
+    """``train.py`` in ``size`` processes, which torchrun starts once more if one of them dies. stdout also carries
+    stderr."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return subprocess.Popen(
-        [*command, "--max-restarts=1", "train.py", *arguments],
+        [*command, "--max-restarts=1", str(Path(__file__).resolve().parents[1] / "train.py"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -61,10 +62,12 @@ def written(run_dir):
 
 
 def wait_for_step(process, run_dir, step):
-    """Return when ``process`` has logged the loss of ``step`` in its run's directory."""
+    """Return when ``process``, of ``torchrun``, has logged the loss of ``step`` in its run's directory."""
     deadline = time.monotonic() + 600
     while not any(line.get("step", 0) >= step and "loss" in line for line in written(run_dir)):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.terminate()  # torchrun ends its processes too
+            raise AssertionError(process.communicate()[0])
         time.sleep(0.01)
 
 

@@ -261,7 +261,8 @@ def test_the_controls_do_not_see_the_variance():
     mean, logvar, features = torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, 3)
     bank_means, bank = torch.randn(30, 8), torch.randn(30, 3)
     one, other = (
-        uncertainty_scores(Gaussian(mean, logvars), features, bank_means, bank, k=2) for logvars in (logvar, logvar + 1)
+        uncertainty_scores(Gaussian(mean, logvars), features, bank_means, bank, temperature=0.1, k=2)
+        for logvars in (logvar, logvar + 1)
     )
     torch.testing.assert_close(one["variance"] + 1, other["variance"])
     assert all(torch.equal(one[name], other[name]) for name in ("decoder", "marginal", "norm", "neighbour"))

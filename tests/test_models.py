@@ -55,7 +55,9 @@ def test_the_stem_on_a_gpu_is_that_on_a_cpu(cuda, side):
     backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
     stem, images = backbone.conv1.double(), torch.randn(2, 3, side, side, dtype=torch.float64)
     expected = stem(images)
-    torch.testing.assert_close(stem.to(cuda)(images.to(cuda)).cpu(), expected)
+    found = stem.to(cuda)(images.to(cuda).contiguous(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_resnet8_is_small():

@@ -16,7 +16,8 @@ def count_flops(step: TrainStep, batch: Batch) -> float:
     """Floating-point operations per image of teacher, student and backward; a multiply-add counts as two.
 
     They are counted in the matrix products and convolutions of ``step.backward`` on a few images, without the
-    augmentation. The step must not be compiled yet.
+    augmentation, as they are computed: on a GPU the zeros of ``vssl.models.stem`` count too. The step must not be
+    compiled yet.
     """
     few = Batch(*(part[: 4 * step.config.train.accumulate] for part in batch))
     with FlopCounterMode(display=False) as whole:

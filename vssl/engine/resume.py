@@ -47,11 +47,13 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
     values = to_dict(config)
     for key, field in options_of(config):
         section, name = key.split(".")
-        old = saved["config"].get(section, {})
-        change = Change(key, old.get(name), values[section][name])
+        # A key that the checkpoint lacks is newer than its run, which did what is now the key's default; of null, which
+        # stands for the method's recipe, we do not know what the run did.
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        change = Change(key, saved["config"].get(section, {}).get(name, default), values[section][name])
         if change.old == change.new:
             continue
-        if name in old and not may_change(field):  # a key that the checkpoint lacks is newer than its run
+        if change.old is not None and not may_change(field):
             raise UserError(f"{change}: that would be another run; set it back, or start a new run in another run.dir")
         changes.append(change)
     if saved["processes"] != processes:

@@ -134,11 +134,12 @@ class TrainStep:
         for each of DistributedDataParallel's buckets, so that it can exchange the gradients of a bucket while the
         backward pass of the next one runs.
         """
-        from torch._inductor.decomposition import decompositions  # takes a second, which eager runs save
+        from torch._inductor import decomposition  # takes a second, which eager runs save
 
         self.compiled = True
         # Else the backward pass of max-pooling would be atomic additions to a float32 image that is not channels_last.
-        decompositions.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
+        decomposition.decompositions.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
+        decomposition.fast_random_decomps.cache_clear()  # a copy of the table, if something was compiled before
         self._learners.compute = torch.compile(self._learners.loss, fullgraph=True, dynamic=False)
         self._make_views = torch.compile(self._plain_views, fullgraph=True, dynamic=False)
 

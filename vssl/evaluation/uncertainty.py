@@ -25,7 +25,7 @@ __all__ = [
 
 
 def uncertainty_scores(
-    posterior: Gaussian, features: Tensor, bank_means: Tensor, bank: Tensor, *, k: int = 10, temperature: float = 0.1
+    posterior: Gaussian, features: Tensor, bank_means: Tensor, bank: Tensor, *, temperature: float, k: int = 10
 ) -> dict[str, Tensor]:
     """What the method says of its uncertainty, and two controls that know nothing of it; the higher, the less certain.
 
@@ -36,8 +36,8 @@ def uncertainty_scores(
         features: the backbone's, of the same images [N, F].
         bank_means: means of the posteriors of training images [M, D].
         bank: the backbone's features of the same training images [M, F].
-        k: which neighbour.
         temperature: of ``decoder_scores``.
+        k: which neighbour.
 
     Returns:
         by name, float32 [N]: ``variance``, the mean log-variance, which is up to scale and a constant the entropy of
@@ -58,8 +58,10 @@ def uncertainty_scores(
 
 
 def decoder_scores(means: Tensor, bank: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """What the decoder that the method implies (``vssl.methods.vssl.implied_log_likelihood``) says of latent vectors z,
-    with the training images x_j as candidates, all equally probable beforehand.
+    """What a decoder like the one that the method implies (``vssl.methods.vssl.implied_log_likelihood``, of cosines)
+    says of latent vectors z, with the training images x_j as candidates, all equally probable beforehand.
+
+    The priors' means are the student's here, not the teacher's, and without the predictor on either side.
 
     Args:
         means: z, float32 [N, D].
@@ -73,7 +75,7 @@ def decoder_scores(means: Tensor, bank: Tensor, temperature: float) -> tuple[Ten
     """
     bank = F.normalize(bank, dim=1)
     entropies, surprises = [], []
-    for rows in F.normalize(means, dim=1).split(1024):  # limits memory
+    for rows in F.normalize(means, dim=1).split(256):  # four matrices [256, M]: 5 GB for 1.3 million images
         log_density = rows @ bank.T / temperature
         total = log_density.logsumexp(dim=1, keepdim=True)
         log_p = log_density - total

@@ -36,7 +36,9 @@ class TeacherOptions(MethodOptions):
 
     tau: float | None = option(None, "the teacher's momentum at the start; rises to 1 by a cosine", low=0.0, high=1.0)
     teacher_statistics: Literal["batch", "moving"] = option(
-        "batch", "statistics of the teacher's BatchNorm: of the batch's view, or moving averages of the student's"
+        "batch",
+        "what the teacher's BatchNorm uses; batch: the statistics of each view of the batch; moving: moving averages "
+        "of the student's (the teacher then runs in evaluation mode)",
     )
 
 

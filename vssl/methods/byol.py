@@ -55,7 +55,7 @@ class BYOL(Method):
         self.predictor = nn.Identity()
         if options.predictor:
             self.predictor = mlp(options.latent, options.predictor_hidden, options.latent)
-        self.teacher = Teacher(self.student, self.options.teacher_statistics)
+        self.teacher = Teacher(self.student, options.teacher_statistics)
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """Besides the loss: the mean ``cosine`` of prediction and target."""

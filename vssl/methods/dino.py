@@ -112,7 +112,7 @@ class DINO(Method):
         options = self.options
         head = DINOHead(width, options.projector_hidden, options.latent, options.prototypes)
         self.student = Encoder(backbone, head)
-        self.teacher = Teacher(self.student, self.options.teacher_statistics)
+        self.teacher = Teacher(self.student, options.teacher_statistics)
         self.register_buffer("centre", torch.zeros(options.prototypes))
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:

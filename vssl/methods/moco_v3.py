@@ -73,7 +73,7 @@ class MoCoV3(Method):
         self.predictor = nn.Identity()
         if options.predictor:
             self.predictor = mlp(options.latent, options.predictor_hidden, options.latent, bias=False)
-        self.teacher = Teacher(self.student, self.options.teacher_statistics)
+        self.teacher = Teacher(self.student, options.teacher_statistics)
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """The loss; the metrics are those of ``moco_v3_loss``."""

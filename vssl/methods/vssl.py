@@ -213,7 +213,7 @@ class VSSL(Method):
         self.predictor = nn.Identity()
         if options.predictor:
             self.predictor = mlp(options.latent, options.predictor_hidden, options.latent, standardise=True)
-        self.teacher = Teacher(self.student, self.options.teacher_statistics)
+        self.teacher = Teacher(self.student, options.teacher_statistics)
 
     def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
         """The loss; the metrics are those of ``loss``."""

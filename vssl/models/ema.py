@@ -29,7 +29,8 @@ class Teacher(nn.Module):
     Args:
         student: the network to copy; its norms must be those of ``vssl.models.norm`` (see ``adopt_norms``).
         statistics: what BatchNorm normalises with during training: ``batch``, as in the student; ``moving``, the
-            buffers, so that an image's target does not depend on the other images (EMAN: Cai et al., arXiv 2101.08482).
+            buffers, so that an image's target does not depend on the other images (EMAN: Cai et al., arXiv 2101.08482):
+            the teacher always runs in evaluation mode, without dropout too.
     """
 
     def __init__(self, student: nn.Module, statistics: Literal["batch", "moving"] = "batch") -> None:
@@ -40,7 +41,7 @@ class Teacher(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``; with moving statistics the teacher always stays in evaluation mode."""
+        """As ``nn.Module.train``, except with moving statistics."""
         return super().train(mode and self.statistics == "batch")
 
     @torch.no_grad()

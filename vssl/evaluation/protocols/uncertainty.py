@@ -29,10 +29,11 @@ def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dic
     method = evaluation.model.trained_method()
     bank, _ = evaluation.features("train")
     features, labels = evaluation.features("val")
-    bank_means = method.posterior(bank).mean
+    bank_means = torch.cat([method.posterior(part).mean for part in bank.split(8192)])
+    temperature = method.options.temperature
 
     def scores(features: Tensor) -> dict[str, Tensor]:
-        return uncertainty_scores(method.posterior(features), features, bank_means, bank)
+        return uncertainty_scores(method.posterior(features), features, bank_means, bank, temperature=temperature)
 
     votes = evaluation.knn_votes()
     correct, found = votes.argmax(dim=1) == labels, nearest_is_right(features, labels)
