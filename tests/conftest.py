@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
+import functools
 import shutil
 from dataclasses import replace
 
@@ -148,6 +149,16 @@ def small_config(data_dir, run_dir, *overrides):
         *SMALL,
     ]
     return load_config("configs/demo.yaml", [*settings, *overrides])
+
+
+@pytest.fixture
+def compile_with(monkeypatch):
+    """``compile_with(backend)``: from now on compile with a backend that generates no code, which would take long.
+    What is traced, split, exchanged and compiled again is decided before that."""
+    whole = torch.compile
+    torch.compiler.reset()
+    yield lambda backend: monkeypatch.setattr(torch, "compile", functools.partial(whole, backend=backend))
+    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The step is compiled once, because all that changes between steps is a tensor. Its update takes few kernels."""
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -16,17 +15,9 @@ from vssl.engine.compilation import compile_step
 from vssl.engine.trainer import Trainer
 
 
-@pytest.fixture
-def compile_with(monkeypatch):
-    """``compile_with(backend)``: from now on compile with a backend that generates no code, which would take long."""
-    torch.compiler.reset()
-    yield lambda backend: monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("method", ["vssl", "byol"])
 def test_after_the_first_batch_nothing_is_compiled_again(config, compile_with, method):
-    compile_with("eager")  # whether to compile again is decided before code is generated
+    compile_with("eager")
     trainer = Trainer(config(f"method.name={method}", "data.limit=96", "data.workers=1"))
     step, loader = trainer.train_step, trainer.loader
     assert compile_step(step, next(iter(loader)))

@@ -1,6 +1,5 @@
 """Several processes over gloo train as one process does, stay equal, and end together."""
 
-import functools
 import hashlib
 import itertools
 import json
@@ -56,14 +55,6 @@ ARMS = {
     "moco_v3": ("method.name=moco_v3", "method.predictor_hidden=16"),  # its loss needs the samples of all processes
     "moco_v3, accumulated": ("method.name=moco_v3", "method.predictor_hidden=16", "train.accumulate=3"),
 }
-
-
-@pytest.fixture
-def compile_with(monkeypatch):
-    """``compile_with(backend)``: from now on compile with a backend that generates no code, which would take long in
-    each process. What is traced, split and exchanged is decided before that."""
-    whole = torch.compile
-    return lambda backend: monkeypatch.setattr(torch, "compile", functools.partial(whole, backend=backend))
 
 
 @pytest.mark.parametrize(

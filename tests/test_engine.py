@@ -1,7 +1,6 @@
 """The step and the loop: what a step changes, exact resume, bad steps, the run directory."""
 
 import copy
-import functools
 import gc
 import json
 import signal
@@ -201,10 +200,8 @@ def test_if_the_compiler_fails_the_step_runs_eager_and_says_why(config, capsys, 
 
 
 @pytest.mark.slow
-def test_the_demo_compiles_without_falling_back_and_gives_the_eager_steps(digits, tmp_path, monkeypatch):
-    # Inductor's C++ would take two minutes; test_augment.py and test_rng.py compile with it.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    torch.compiler.reset()
+def test_the_demo_compiles_without_falling_back_and_gives_the_eager_steps(digits, tmp_path, compile_with):
+    compile_with("aot_eager")  # Inductor's C++ would take two minutes; test_augment.py and test_rng.py compile with it
 
     def trainer(name):
         overrides = [f"data.dir={digits}", f"run.dir={tmp_path / name}", "train.device=cpu"]
