@@ -14,7 +14,6 @@ from mutation import mutate
 from pipelines.errors import UserError
 
 
-@pytest.mark.ddp
 @pytest.mark.slow
 def test_soak_finds_no_failures():
     command = [sys.executable, "tests/soak.py", "--kills=2", "--restarts=1", "--data=5", "--configs=6", "--epochs=3"]
