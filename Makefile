@@ -35,8 +35,8 @@ pytest: $(ready)
 soak: $(ready) ## kill runs, damage data and configs, run many epochs: one table, in under 20 minutes on two cores
 	$(python) tests/soak.py
 
-gpu: $(ready) ## every measurement that wants a GPU; STEPS="..." picks some, SMOKE=1 tries all in small on a CPU
-	$(python) tools/gpu.py $(if $(SMOKE),--smoke) $(if $(ALLOW_DIRTY),--allow-dirty) $(STEPS)
+gpu: $(ready) ## every measurement that wants a GPU; STEPS="..." picks some, MINUTES=9 ends by then, SMOKE=1 tries all on a CPU
+	$(python) tools/gpu.py $(if $(SMOKE),--smoke) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ALLOW_DIRTY),--allow-dirty) $(STEPS)
 
 lint: $(ready) ## ruff (errors, formatting) and mypy (types)
 	$(python) -m ruff check .
