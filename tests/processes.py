@@ -73,11 +73,11 @@ def wait_for_step(process, run_dir, step):
 
 @pytest.fixture
 def processes(tmp_path):
-    """``processes(size, work, codes=None)``: ``work(world)`` in each of ``size`` forked processes. Returns the results
-    by rank, after all have ended with these exit codes. ``processes.output(rank)``: what one printed."""
+    """``processes(size, work, seconds=300, codes=None)``: ``work(world)`` in each of ``size`` forked processes. Returns
+    the results by rank, after all have ended with these exit codes. ``processes.output(rank)``: what one printed."""
     context = multiprocessing.get_context("fork")
 
-    def run(size, work, codes=None):
+    def run(size, work, seconds=300, codes=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -89,7 +89,7 @@ def processes(tmp_path):
             process.start()
         try:
             for process in started:
-                process.join(300)  # far below the half hour of a collective's own timeout
+                process.join(seconds)  # far below the half hour of a collective's own timeout
             got = [process.exitcode for process in started]
             assert got == (codes or [0] * size), [run.output(rank) for rank in range(size)]
         finally:
