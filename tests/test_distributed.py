@@ -41,6 +41,13 @@ def train(config, resume=None):
     return work
 
 
+@pytest.fixture
+def smooth(monkeypatch):
+    """Softplus for ReLU: a ReLU's input of nearly 0 may have another sign after other rounding, and the gradient jumps
+    there (by 1e-3 of itself, in these small networks), although both are right."""
+    monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, x: torch.nn.functional.softplus(x))
+
+
 # 20 steps of 48 images, which one to four processes can share equally. The learning rates are so low that training does
 # not amplify rounding errors (at ten times these, changing the weights of one process by 1e-6 changes the loss by more
 # than 1e-2).
@@ -67,7 +74,7 @@ ARMS = {
         (2, "byol, accumulated", None),
     ],
 )
-def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, compile_with, size, arm, backend):
+def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, compile_with, smooth, size, arm, backend):
     if backend:
         compile_with(backend)
     runs = {
