@@ -25,6 +25,7 @@ from vssl.models.heads import Gaussian, GaussianHead, mlp
 __all__ = [
     "VSSL",
     "VSSLOptions",
+    "cosine",
     "cosine_kl",
     "cosine_log_likelihood",
     "gaussian_kl",
@@ -74,6 +75,15 @@ def predictive_log_likelihood(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor) -> T
     return -0.5 * (math.log(2.0 * math.pi) + logvar_q + distance).sum(dim=1)
 
 
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of the rows of a and b, float32 [B, D]: [B].
+
+    Not ``F.cosine_similarity``, which bounds small norms by another constant than ``F.normalize``: the loss uses both,
+    and a kernel that bounds one norm twice is more than Triton 3.6 (of PyTorch 2.11) can compile.
+    """
+    return (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(dim=1)
+
+
 def cosine_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor, kappa: float) -> Tensor:
     """The Gaussian KL with the squared distance of the means replaced by a cosine distance.
 
@@ -84,7 +94,7 @@ def cosine_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor, ka
     """
     log_ratio = logvar_q - logvar_p
     spread = 0.5 * (log_ratio.exp() - log_ratio - 1.0).mean(dim=1)
-    return kappa * (1.0 - F.cosine_similarity(mu_q, mu_p, dim=1)) + spread
+    return kappa * (1.0 - cosine(mu_q, mu_p)) + spread
 
 
 def cosine_log_likelihood(z: Tensor, mu_p: Tensor, kappa: float) -> Tensor:
@@ -92,7 +102,7 @@ def cosine_log_likelihood(z: Tensor, mu_p: Tensor, kappa: float) -> Tensor:
 
     z, mu_p float32 [B, D]; returns [B], in [-kappa, kappa].
     """
-    return kappa * F.cosine_similarity(z, mu_p, dim=1)
+    return kappa * cosine(z, mu_p)
 
 
 def implied_log_likelihood(
@@ -265,7 +275,7 @@ class VSSL(Method):
                 "logvar_student": logvar_s.mean(),
                 "logvar_teacher": logvar_t.mean(),
                 "on_bound": (logvar_s.abs() > 0.98 * self.options.logvar_bound).float().mean(),
-                "cosine": F.cosine_similarity(mu_s, mu_t, dim=1).mean(),
+                "cosine": cosine(mu_s, mu_t).mean(),
             }
 
     def _gaussian(self, mu_s: Tensor, logvar_s: Tensor, mu_t: Tensor, logvar_t: Tensor, _: None) -> tuple:
