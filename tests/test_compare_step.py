@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from programs import run_program
 
 TINY = ("data.batch_size=4", "data.limit=16", "data.image_size=16", "method.projector_hidden=16")
@@ -25,6 +26,18 @@ def test_both_are_measured_on_the_same_batch(digits, tmp_path):
         assert name in done.stdout
     assert report["candidates"]["plain"]["times_plain"] == 1
     assert report["environment"]["versions"]["torch"] and "tools/compare_step.py" in report["command"]
+
+
+def test_an_eager_step_is_never_called_compiled(digits, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    done = compare(*TINY, "train.compile=true", "model.backbone=resnet18", f"data.dir={digits}")
+    assert done.returncode == 2 and done.stderr.endswith(
+        "torch.compile failed, the step runs eager: RuntimeError: no compiler here\n"
+        "error: what is called compiled would be eager: torch.compile failed, as said above\n"
+    )
 
 
 @pytest.mark.parametrize(

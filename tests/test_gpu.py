@@ -35,6 +35,8 @@ def test_an_unknown_step_is_named_with_the_existing_ones():
 def test_nothing_measured_is_an_error_with_the_reasons(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "SMOKE", tmp_path)
     monkeypatch.setattr(gpu, "prepare", lambda smoke: None)  # takes seconds, and no step starts
+    for folder in ("resident", "noise-32"):
+        (tmp_path / folder).mkdir()
     done = run("--smoke", "train-vssl", "throughput-32", "--minutes", "0.001")
     assert done.returncode == 2
     assert "== train-vssl: left out, run throughput-32 first" in done.stdout

@@ -26,6 +26,7 @@ __all__ = ["SMOKE", "LeftOut", "Step", "StepFailed", "build_steps", "measure", "
 LIMIT = 540.0  # seconds that the longest step may take
 TRAINING = 360.0  # of these for the epochs of a training; the rest is for starting, compiling and evaluating
 MOST_EPOCHS = 200
+_EAGER = "torch.compile failed"  # begins the line that says that the step runs eager; figures are poor then
 _GRACE = 30  # seconds to end in after SIGTERM
 NOISE = {32: 50_000, 400: 2048}  # images of random pixels, by side: as many as CIFAR-10 has, and 1 GB
 SMOKE = Path("runs/gpu-smoke")
@@ -74,8 +75,10 @@ def measure(name: str, smoke: bool, results: Path, seconds: float = math.inf) ->
         raise LeftOut(reason)
     if step.seconds > seconds:
         raise LeftOut(f"it may take {step.seconds:.0f} s and {max(0.0, seconds):.0f} s are left: start again")
-    write_json(file, run_step(step))
-    return f"done, see {file}"
+    result = run_step(step)
+    write_json(file, result)
+    eager = any(line.startswith(_EAGER) for command in result["commands"] for line in command["output"])
+    return f"done{f', but {_EAGER}' if eager else ''}, see {file}"
 
 
 def build_steps(smoke: bool, results: Path) -> list[Step]:
@@ -185,7 +188,7 @@ def run_step(step: Step) -> dict:
 
 
 def _run(words: list[str], seconds: float) -> list[str]:
-    """Run Python and show its output; returns the last lines."""
+    """Run Python and show its output; returns the last lines, after those that say that it was not compiled."""
     print("python", shlex.join(words), flush=True)
     # A group of its own: the processes that a command starts must end with it, or they would disturb the next.
     process = subprocess.Popen(
@@ -216,7 +219,7 @@ def _run(words: list[str], seconds: float) -> list[str]:
         raise StepFailed(f"took longer than {seconds:.0f} s")
     if code:
         raise StepFailed(f"exit code {code}")
-    return lines[-20:]
+    return [line for line in lines[:-20] if line.startswith(_EAGER)] + lines[-20:]
 
 
 def _missing(step: Step) -> str | None:

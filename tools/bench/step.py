@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines.augment.views import Augment
 from pipelines.batch import Batch
+from pipelines.errors import UserError
 from pipelines.formats.packed import open_packed
 from tools.bench.plain_step import LEARNING_RATE, TAU, PlainStep
 from tools.bench.timing import Rate, Timer
@@ -34,7 +35,7 @@ def measure(config: Config, device: torch.device, repeats: int, seconds: float) 
         repeats, seconds: as ``Timer``.
 
     Raises:
-        UserError: the backbone is not a torchvision model, or the data set cannot be opened.
+        UserError: the backbone is not a torchvision model, the data set cannot be opened, or the step not compiled.
     """
     if device.type != "cuda":
         return _measure(config, device, repeats, seconds, cudnn_tries=False)
@@ -114,7 +115,8 @@ def _candidates(config: Config, device: torch.device, batch: Batch, views: Tenso
     candidates = {"plain": plain, "ours, eager": on_batch(ours(ready=True))}
     if device.type == "cuda" or config.train.compile:
         compiled = ours(ready=True)
-        compile_step(compiled, batch)
+        if not compile_step(compiled, batch):
+            raise UserError("what is called compiled would be eager: torch.compile failed, as said above")
         candidates["ours, compiled"] = on_batch(compiled)
     if device.type == "cuda":
         candidates["ours, captured"] = on_batch(prepare_step(ours(ready=True), batch))
