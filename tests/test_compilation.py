@@ -85,7 +85,7 @@ def test_the_compiled_step_reads_and_writes_no_more_images_than_its_layers_need(
     images = [value for value in values if isinstance(value, torch.Tensor) and value.ndim == 4 and len(value) == rows]
     assert 0 < len(images) <= 2 * convolutions
     assert {image.dtype for image in images} <= {torch.bfloat16, torch.bool}  # bool: where a ReLU let through
-    # F.cosine_similarity bounds norms by a tensor, F.normalize by a number; in one kernel Triton 3.6 compiles not both.
+    # F.cosine_similarity bounds norms by a tensor, F.normalize by a number; Triton 3.6 compiles no kernel with both.
     assert (count("forward", aten.clamp_min.Tensor), count("forward", aten.clamp_min.default) > 0) == (0, True)
     # No shape depends on a value of the device, which the step would have to wait for.
     values = [node.meta.get("val") for graph in graphs.values() for node in graph.nodes]

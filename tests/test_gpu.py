@@ -6,6 +6,7 @@ import pytest
 import torch
 from programs import run_program
 
+from pipelines.errors import UserError
 from pipelines.formats.packed import open_packed
 from tools.bench import gpu
 from tools.bench.noise import pack_noise_if_absent
@@ -63,3 +64,7 @@ def test_noise_is_a_packed_data_set_that_is_made_once(tmp_path):
     before = (out / "manifest.json").stat().st_mtime_ns
     pack_noise_if_absent(out, 5, 6)
     assert (out / "manifest.json").stat().st_mtime_ns == before
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^cannot pack noise into .*File exists"):
+        pack_noise_if_absent(tmp_path / "file" / "noise", 5, 6)
