@@ -43,10 +43,37 @@ def test_cifar_stem_keeps_keys_and_resolution():
 def test_the_stem_on_blocks_of_pixels_is_the_same_convolution(size):
     backbone, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
     stem, images = backbone.conv1.double(), torch.randn(2, 3, *size, dtype=torch.float64)
-    plain, on_blocks = stem(images), stem.on_blocks(images)
+    plain, on_blocks = stem(images), stem.on_blocks(images, stem.weight)
     torch.testing.assert_close(on_blocks, plain)
     gradients = [torch.autograd.grad(y.square().sum(), stem.weight)[0] for y in (plain, on_blocks)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_normalising_after_the_pooling_changes_no_value_gradient_or_statistic(synchronised, monkeypatch):
+    monkeypatch.setattr("vssl.models.norm.gather_equal", lambda rows: torch.cat([rows, rows]))
+    torch.manual_seed(0)
+    eager, _ = build_backbone(ModelConfig(backbone="resnet18", stem="imagenet"), 224)
+    eager.layer1 = eager.layer2 = eager.layer3 = eager.layer4 = eager.avgpool = nn.Identity()
+    nn.init.normal_(eager.bn1.weight)  # where it is negative, the smallest value becomes the largest
+    nn.init.normal_(eager.bn1.bias)
+    separate_views(eager, 2)
+    if synchronised:
+        synchronise_statistics(eager)
+    network = copy.deepcopy(eager)
+    network.maxpool = None  # not reached
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    images, others = torch.randn(4, 3, 40, 42), torch.randn(4, 64 * 10 * 11)
+    images[2:] = 1 + 2 * images[2:]
+    outputs = [part.train()(images) for part in (eager, compiled)]
+    torch.testing.assert_close(*outputs)
+    for output in outputs:
+        (output * others).sum().backward()
+    for name in ("conv1.weight", "bn1.weight", "bn1.bias"):
+        gradients = [part.get_parameter(name).grad for part in (eager, network)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6 * gradients[0].abs().max().item())
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(*(getattr(part.bn1, name) for part in (eager, network)))
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
 from vssl.models.config import ModelConfig
 from vssl.models.norm import BatchNorm2d, adopt_norms
-from vssl.models.stem import StemConv2d
+from vssl.models.stem import LargeImageResNet, StemConv2d
 
 __all__ = ["build_backbone", "check_side"]
 
@@ -78,7 +78,7 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
             nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
             backbone.maxpool = nn.Identity()
         else:
-            backbone.conv1.__class__ = StemConv2d  # keeps its weights
+            backbone.__class__, backbone.conv1.__class__ = LargeImageResNet, StemConv2d  # keep their weights
     adopt_norms(backbone)
     return backbone, width
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipelines.errors import UserError
@@ -41,13 +42,15 @@ class _SharedNorm(_BatchNorm):
                 y = getattr(self, name)(y)
         return y
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        """x [views * B, C, ...], normalised by ``_Normalise``; moves the running statistics."""
-        y, mean, variance = _normalise(x, self.weight, self.bias, self.eps, self.views, self.synchronised)
+    def _normalise(self, x: Tensor, signs: Tensor | None = None) -> Tensor:
+        """x [views * B, C, ...], normalised by ``_Normalise``; with ``signs`` as in ``BatchNorm2d.of_maxima``. Moves
+        the running statistics."""
+        weight = self.weight if signs is None else self.weight * signs
+        y, mean, variance = _normalise(x, weight, self.bias, self.eps, self.views, self.synchronised, signs is not None)
         if self.track_running_stats:
             with torch.no_grad():
                 for view in range(self.views):
-                    self.running_mean.lerp_(mean[view], self.momentum)
+                    self.running_mean.lerp_(mean[view] if signs is None else mean[view] * signs, self.momentum)
                     self.running_var.lerp_(variance[view], self.momentum)
         return y
 
@@ -68,8 +71,10 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         views: int,
         synchronised: bool,
+        pooled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [views * B, C, ...] -> the same, normalised; means and unbiased variances [views, C]."""
+        """x [views * B, C, ...] -> the same, normalised (with ``pooled``, for weights of at least 0: what max-pooling
+        keeps of it); means and unbiased variances [views, C]."""
         rows = x.float()
         variance, mean = torch.var_mean(_apart(rows, views), _all_but_views_and_channels(x), correction=0)
         count = x.numel() // mean.numel()
@@ -80,10 +85,11 @@ class _Normalise(torch.autograd.Function):
             mean = means.mean(0)
             variance = variances.mean(0) + (means - mean).square().mean(0)
         inverse = (variance + eps).rsqrt()
-        y = (rows - _for_each_row(mean, x)) * _for_each_row(inverse if weight is None else inverse * weight, x)
+        kept, places = F.max_pool2d(x, 3, 2, 1, return_indices=True) if pooled else (x, None)
+        y = (kept.float() - _for_each_row(mean, x)) * _for_each_row(inverse if weight is None else inverse * weight, x)
         if bias is not None:
             y = y + _for_each_row(bias[None], x)
-        context.save_for_backward(x, weight, mean, inverse)
+        context.save_for_backward(x, kept, places, weight, mean, inverse)
         context.count, context.synchronised = count, synchronised
         variance = variance * (count / (count - 1))
         context.mark_non_differentiable(mean, variance)
@@ -91,18 +97,25 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor, *_: Any) -> tuple:
-        x, weight, mean, inverse = context.saved_tensors
-        rows, g, dims = x.float(), gradient.float(), _all_but_views_and_channels(x)
-        normalised = (rows - _for_each_row(mean, x)) * _for_each_row(inverse, x)
-        sums = torch.stack([_apart(part, len(mean)).sum(dims) for part in (g, g * normalised)])  # [2, views, C]
+        x, kept, places, weight, mean, inverse = context.saved_tensors
+
+        def normalised(part: Tensor) -> Tensor:
+            return (part.float() - _for_each_row(mean, x)) * _for_each_row(inverse, x)
+
+        g, of_kept, dims = gradient.float(), normalised(kept), _all_but_views_and_channels(x)
+        sums = torch.stack([_apart(part, len(mean)).sum(dims) for part in (g, g * of_kept)])  # [2, views, C]
         of_bias, of_weight = (None, None) if weight is None else sums.sum(dim=1)
         if context.synchronised:
             sums = gather_equal(sums[None]).sum(0)
         mean_g, mean_product = (_for_each_row(part / context.count, x) for part in sums)
-        of_x = (g - mean_g - normalised * mean_product) * _for_each_row(
-            inverse if weight is None else inverse * weight, x
-        )
-        return of_x.to(x.dtype), of_weight, of_bias, None, None, None
+        if places is None:
+            rows = of_kept
+        else:  # What pooling drops has no gradient of its own, but shares in mean and variance.
+            pool = (3, 2, 1, 1, False)
+            g = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *pool, places).float()
+            rows = normalised(x)
+        of_x = (g - mean_g - rows * mean_product) * _for_each_row(inverse if weight is None else inverse * weight, x)
+        return of_x.to(x.dtype), of_weight, of_bias, None, None, None, None
 
 
 # One node for Dynamo, which otherwise makes it an operator that DistributedDataParallel cannot cut the graph around.
@@ -133,6 +146,19 @@ class BatchNorm1d(_SharedNorm, nn.BatchNorm1d):
 
 class BatchNorm2d(_SharedNorm, nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d`` whose statistics can be those of a view and of all processes."""
+
+    def of_maxima(self, x: Tensor, signs: Tensor) -> Tensor:
+        """In training mode ``F.max_pool2d(self(signs * x), 3, 2, 1)``, pooled first: a quarter as much to normalise.
+
+        A norm with a weight of at least 0 rises with its input, so that both orders give the same. Elsewhere weight
+        and input change their signs together, which changes nothing either. (Of equal maxima another one may get the
+        gradient.)
+
+        Args:
+            x: [views * B, C, H, W], times ``signs``.
+            signs: [C], -1 where the weight is negative, else 1.
+        """
+        return self._normalise(x, signs)
 
 
 @functools.cache
