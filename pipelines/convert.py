@@ -46,7 +46,7 @@ class Report:
 
 def convert(
     dataset: str,
-    source: Path | None,
+    source: Path | Source | None,
     out: Path,
     *,
     format: str = "ffcv",
@@ -60,8 +60,8 @@ def convert(
     """Pack a data set. The same images give the same bytes, whatever the number of workers.
 
     Args:
-        dataset: one of ``sources.SOURCES``.
-        source: folder or archive; see ``sources.load_source``.
+        dataset: one of ``sources.SOURCES``, or the name of the source given.
+        source: folder or archive, see ``sources.load_source``; or a source that is loaded already.
         out: folder that appears when the data set is complete. Must be absent or empty; with ``force`` it may hold a
             packed data set, which is replaced.
         format: one of ``formats.FORMATS``.
@@ -88,7 +88,7 @@ def convert(
 
     try:
         with staged(out, may_replace) as folder:
-            loaded = load_source(dataset, source)
+            loaded = source if isinstance(source, Source) else load_source(dataset, source)
             if on_error == "fail":
                 _refuse_unusable(loaded)
             if val_fraction is not None:

@@ -1,18 +1,31 @@
 """Packed data sets of random pixels: speed does not depend on what an image shows."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UserError
-from pipelines.formats.packed import Packed, holds_packed, measure_split, write_manifest
-from pipelines.formats.resident import Writer
-from pipelines.formats.staging import staged
-from pipelines.images import Sample
+from pipelines.convert import convert
+from pipelines.formats.packed import holds_packed
+from pipelines.sources.base import Source, SourceSplit
 
 __all__ = ["pack_noise_if_absent"]
 
 _CLASSES = 100
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Images of independent, uniformly distributed pixels; the same at every iteration."""
+
+    count: int
+    side: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        random = np.random.default_rng(0)
+        for _ in range(self.count):
+            yield random.integers(256, size=(self.side, self.side, 3), dtype=np.uint8)
 
 
 def pack_noise_if_absent(out: Path, count: int, side: int) -> None:
@@ -24,16 +37,7 @@ def pack_noise_if_absent(out: Path, count: int, side: int) -> None:
     """
     if holds_packed(out):
         return
-    random = np.random.default_rng(0)
-    try:
-        with staged(out, lambda _: False) as folder:
-            writer = Writer(folder, "train", count)
-            for index in range(count):
-                writer.add(Sample(side, side, False, random.bytes(3 * side * side)), index % _CLASSES)
-            writer.close()
-            classes = tuple(str(label) for label in range(_CLASSES))
-            splits = {"train": measure_split(folder, "resident", "train")}
-            options: dict[str, float | None] = {"max_resolution": None, "quality": None}
-            write_manifest(Packed(folder, "resident", "noise", classes, splits, options), [])
-    except OSError as error:
-        raise UserError(f"cannot pack noise into {out}: {error}") from error
+    names = [str(index) for index in range(count)]
+    split = SourceSplit(_Noise(count, side), names, np.arange(count) % _CLASSES)
+    classes = tuple(str(label) for label in range(_CLASSES))
+    convert("noise", Source(classes, {"train": split}), out, format="resident", workers=1)
