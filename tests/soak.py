@@ -30,7 +30,7 @@ from children import in_child
 from mutation import mutate, mutate_config
 from PIL import Image
 from processes import kill_rank, torchrun, wait_for_step, written
-from training import SMALL
+from training import SMALL, lines
 
 from pipelines.convert import convert
 from pipelines.errors import run_command
@@ -142,7 +142,7 @@ def kills(report: Report, name: str, data: Path, count: int, folder: Path, rng: 
             same = answer == "done" and exported.read_bytes() == expected
             outcomes["ended with the same weights"] += same
             try:
-                [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                lines(run)
                 tidy = not list(run.glob("**/.*.tmp-*"))
             except (OSError, ValueError):
                 tidy = False

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import small_config
 from safetensors.torch import load_file
-from training import assert_a_killed_run_ends_the_same, everything, first_batch, kill_after, lines
+from training import assert_a_killed_run_ends_the_same, everything, first_batch, kill_after, lines, measured
 
 from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
@@ -66,17 +66,16 @@ def test_a_changed_seed_changes_the_run(config, tmp_path):
 def test_other_methods_train_in_the_same_engine(config, tmp_path, method):
     trainer = Trainer(config(f"method.name={method}", "optim.name=lars", "optim.lr=0.5"))
     trainer.fit()
-    measured = [line for line in lines(tmp_path / "run") if "loss" in line]
-    assert measured[-1]["loss"] < measured[0]["loss"]
+    first, *_, last = measured(tmp_path / "run")
+    assert last["loss"] < first["loss"]
 
 
 @pytest.mark.parametrize("form", ["gaussian", "cosine"])
 @pytest.mark.parametrize("likelihood", ["prior", "predictive", "implied"])
 def test_vssl_learns(config, tmp_path, form, likelihood):
     Trainer(config(f"method.form={form}", f"method.likelihood={likelihood}", "optim.lr=0.03", "train.epochs=4")).fit()
-    measured = [line for line in lines(tmp_path / "run") if "loss" in line]
-    assert measured[-1]["loss"] < measured[0]["loss"]
-    assert measured[-1]["feature_std"] > 0.05
+    first, *_, last = measured(tmp_path / "run")
+    assert last["loss"] < first["loss"] and last["feature_std"] > 0.05
 
 
 def test_a_run_leaves_the_promised_files(finished):
@@ -350,7 +349,7 @@ def test_a_network_from_timm_trains_and_its_export_loads_into_timm(config, tmp_p
     keys = ["data.limit=16", "data.batch_size=8", "data.image_size=32", "train.epochs=1", "train.log_every=1"]
     trainer = Trainer(config(f"model.backbone={name}", *keys))
     trainer.fit()
-    assert all(line["loss"] < 100 for line in lines(tmp_path / "run") if "loss" in line)
+    assert all(line["loss"] < 100 for line in measured(tmp_path / "run"))
     weights = load_file(tmp_path / "run" / "backbone.safetensors")
     size = {"img_size": 32} if "vit" in name else {}
     timm.create_model(name.removeprefix("timm:"), num_classes=0, **size).load_state_dict(weights, strict=True)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
 import torch
-from training import SMALL
+from training import SMALL, lines
 
 from vssl.engine.config import load_config
 from vssl.engine.trainer import Trainer
@@ -59,8 +59,7 @@ def train(data: Path, run: Path, overrides: tuple[str, ...]) -> list[list[float]
     )
     keys = [f"data.dir={data}", f"run.dir={run}", *SMALL, *small, *EVERY_OPERATION, *overrides]
     Trainer(load_config("configs/demo.yaml", keys)).fit()
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [[line["loss"], line["grad_norm"]] for line in lines]
+    return [[line["loss"], line["grad_norm"]] for line in lines(run)]
 
 
 @pytest.mark.parametrize("arm", ARMS)

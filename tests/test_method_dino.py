@@ -2,13 +2,12 @@
 
 import copy
 import functools
-import json
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
-from training import assert_a_killed_run_ends_the_same, everything, first_batch, losses
+from training import assert_a_killed_run_ends_the_same, everything, first_batch, losses, measured
 
 from pipelines.errors import UserError
 from vssl.engine.compilation import compile_step
@@ -145,11 +144,6 @@ def test_prototypes_have_no_gradient_while_they_are_frozen(method):
         gradients[epoch] = method.student.projector.prototypes.weight.grad.abs().sum().item()
         assert method.student.projector.mlp[0].weight.grad.abs().sum() > 0
     assert gradients[0] == 0 and gradients[1] > 0
-
-
-def measured(run):
-    written = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in written if "loss" in line]
 
 
 # Unit vectors of 64 dimensions can be equally near to 64 prototypes; of 8 dimensions they cannot.

@@ -1,11 +1,10 @@
 """VICReg: its terms against by-hand references, what they punish, and runs with one and with two processes."""
 
 import functools
-import json
 
 import pytest
 import torch
-from training import assert_a_killed_run_ends_the_same, losses
+from training import assert_a_killed_run_ends_the_same, losses, measured
 
 from pipelines.errors import UserError
 from vssl.collectives import Peers
@@ -120,11 +119,10 @@ def test_three_layers_no_teacher_and_a_float32_loss_of_bfloat16_networks(method)
 
 def test_training_lowers_the_loss_and_does_not_collapse(config, tmp_path):
     Trainer(config("method.name=vicreg", "optim.name=adamw", "optim.lr=0.03", "train.epochs=4")).fit()
-    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    measured = [line for line in written if "loss" in line]
-    assert measured[-1]["loss"] < 0.9 * measured[0]["loss"]
-    assert measured[-1]["feature_std"] > 0.05 and "tau" not in measured[-1]
-    assert {"invariance", "variance", "covariance"} <= set(measured[-1])
+    first, *_, last = measured(tmp_path / "run")
+    assert last["loss"] < 0.9 * first["loss"]
+    assert last["feature_std"] > 0.05 and "tau" not in last
+    assert {"invariance", "variance", "covariance"} <= set(last)
 
 
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from training import everything, first_batch
+from training import everything, first_batch, lines
 
 from pipelines.errors import UserError
 from vssl.engine.precision import LossScale
@@ -90,8 +90,7 @@ def test_loss_scaling_gives_up_when_halving_does_not_help(config, tmp_path):
     break_loss(trainer, at_call=5)
     with pytest.raises(UserError, match="not finite in 10 of the last steps, first in step 21"):
         trainer.fit()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["overflows"] for line in lines if "loss_scale" in line] == [6, 10, 10]
+    assert [line["overflows"] for line in lines(tmp_path / "run") if "loss_scale" in line] == [6, 10, 10]
     assert json.loads((tmp_path / "run" / "diagnosis.json").read_text())["loss_scale"] < 1
 
 

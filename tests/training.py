@@ -56,9 +56,14 @@ def lines(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def measured(run_dir):
+    """The lines of ``metrics.jsonl`` that have a loss."""
+    return [line for line in lines(run_dir) if "loss" in line]
+
+
 def losses(run_dir):
     """The loss by step."""
-    return {line["step"]: line["loss"] for line in lines(run_dir) if "loss" in line}
+    return {line["step"]: line["loss"] for line in measured(run_dir)}
 
 
 class Killed(Exception):
