@@ -54,6 +54,7 @@ def train(data: Path, run: Path, overrides: tuple[str, ...]) -> list[list[float]
         "data.limit=320",
         "data.batch_size=32",
         "data.image_size=16",
+        "method.predictor=true",
         "method.predictor_hidden=16",
         "train.log_every=1",
     )

@@ -171,6 +171,7 @@ def on_sphere(mean: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class VSSLOptions(PredictorOptions):
     name: Literal["vssl"] = option("vssl", "which method")
+    predictor: bool = option(False, "use a predictor; without one, the prediction is the projector's output")
     form: Literal["cosine", "gaussian"] = option(
         "cosine", "gaussian: closed forms, divided by D; cosine: cosine distances instead of squared distances of means"
     )
@@ -191,9 +192,9 @@ class VSSLOptions(PredictorOptions):
 class VSSL(Method):
     """-E_q[log p(x1 | z)] + beta KL(q || p) for both directions, summed.
 
-    The predictor changes only the mean. The variance comes from the encoder itself, so that the encoder's variance head
-    is trained, and with it the teacher's, which is its moving average. Both heads (encoder's mean and predictor) end in
-    a BatchNorm without affine parameters.
+    A predictor, if there is one, changes only the mean. The variance comes from the encoder itself, so that the
+    encoder's variance head is trained, and with it the teacher's, which is its moving average. Both heads (encoder's
+    mean and predictor) end in a BatchNorm without affine parameters.
 
     ``likelihood``, ``implied``: the image's likelihood under the decoder that the teacher's priors imply, at the
     student's mean; the student's variance is trained as under ``predictive``. ``predictive``: the teacher's mean
