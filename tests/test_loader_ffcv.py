@@ -64,15 +64,15 @@ def test_raw_images_longer_than_the_canvas_are_scaled_down(build):
 
 
 def test_the_number_of_buffers_is_bounded(build):
-    loader = build("ffcv", batch_size=2, prefetch=3)
+    loader = build("ffcv", batch_size=2, prefetch=3, workers=2)
     places = set()
     for epoch in range(5):
         loader.set_epoch(epoch)
         for batch in loader:
             places.add(batch.pixels.data_ptr())
             del batch
-    # Three prefetched, and one that the caller has or waits for.
-    assert len(places) <= 4
+    # Three prefetched, one that the caller has or waits for, and of each thread one that it has filled but still holds.
+    assert len(places) <= 6
 
 
 @pytest.mark.gpu
