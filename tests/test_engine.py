@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import small_config
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 from training import assert_a_killed_run_ends_the_same, everything, first_batch, kill_after, lines, measured
 
 from pipelines.config import SMALL_IMAGE
@@ -20,6 +22,7 @@ from vssl.config import to_yaml
 from vssl.engine.capture import capture
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
+from vssl.engine.distributed import World, join_world
 from vssl.engine.trainer import Stopped, Trainer
 from vssl.models.backbones import build_backbone
 
@@ -313,6 +316,33 @@ def test_a_captured_step_trains_as_an_eager_one(config, tmp_path):
     assert runners[1].captured
     for a, b in zip(everything(runs[0]), everything(runs[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["vssl", "moco_v3"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_process_that_exchanges_with_itself_trains_as_one_that_exchanges_nothing(config, tmp_path, device, method):
+    """On a GPU both are captured, the exchanges through NCCL included."""
+    from vssl.engine.capture import CapturedStep
+
+    def trained(name, world):
+        keys = (f"method.name={method}", f"train.device={device}", f"run.dir={tmp_path / name}")
+        trainer = Trainer(config(*keys, "train.amp=off", "optim.name=sgd"), None, world)
+        step = trainer.train_step
+        assert isinstance(step._forward, DistributedDataParallel) == world.distributed
+        run = CapturedStep(step, 32, world.distributed) if device == "cuda" else step
+        losses = []
+        for batch in itertools.islice(itertools.cycle(trainer.loader), 16):
+            step.set_schedule(epoch=0, lr=2e-5, probe_lr=0.1, tau=0.99)
+            run(batch)
+            losses.append(step.metrics.read()["loss"])
+        assert device == "cpu" or run.captured
+        return losses
+
+    with join_world(alone=True) as world:
+        assert (world.size, world.distributed) == (1, True)
+        found = trained("exchanging", world)
+    expected = trained("plain", World())
+    assert found == pytest.approx(expected, rel=1e-4 if device == "cpu" else 1e-3)
 
 
 def test_the_update_reports_the_steps_outcome_and_does_not_change_the_metrics(config):

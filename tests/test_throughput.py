@@ -18,6 +18,7 @@ from tools.bench.floors import count_flops
 from tools.bench.report import advise, name_bottleneck
 from tools.bench.throughput import Throughput
 from tools.bench.timing import Timer
+from vssl.config import to_yaml
 
 QUICK = {"repeats": 2, "seconds": 0.02}
 
@@ -102,6 +103,16 @@ def test_the_program_writes_every_figure(config, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert json.loads(trace.read_text())["traceEvents"]
     assert not (tmp_path / "run").exists()  # measuring is no run
+
+
+def test_one_process_measures_what_several_exchange(config, tmp_path):
+    (tmp_path / "c.yaml").write_text(to_yaml(config()))
+    command = ["-c", tmp_path / "c.yaml", "--exchange", "--repeats", "1", "--seconds", "0.01", "--json", tmp_path / "t"]
+    done = run_program("tools/throughput.py", *command)
+    assert done.returncode == 0, done.stderr
+    assert "1 process: network" in done.stdout
+    shared = json.loads((tmp_path / "t").read_text())["processes"]
+    assert shared["count"] == 1 and shared["statistics_exchanges"] > 0 and shared["all_reduce_milliseconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from vssl.engine.distributed import World, join_world
 
 
 def main() -> None:
-    with join_world() as world:
+    # Looked up, because only the first process may print what parsing prints.
+    with join_world(alone="--exchange" in sys.argv) as world:
         _measure(_parse(), world)
 
 
@@ -58,10 +59,17 @@ def _of_rank(path: Path, world: World) -> Path:
 
 
 def _parse() -> argparse.Namespace:
-    parser = ConfigParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ConfigParser(
+        Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_json(parser)
     add_plot(parser)
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace of five steps, for ui.perfetto.dev")
+    parser.add_argument(
+        "--exchange",
+        action="store_true",
+        help="a single process exchanges with itself what several would: what does the exchange cost on one GPU?",
+    )
     parser.add_argument("--repeats", type=whole(1), default=5, metavar="N", help="blocks per stage; default: 5")
     parser.add_argument(
         "--seconds",

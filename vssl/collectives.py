@@ -16,19 +16,19 @@ __all__ = ["Exchange", "Peers", "gather_equal", "rehearsal", "rehearsing"]
 class Peers:
     """The processes that share every batch, as a method sees them; ``Peers()`` is a single process."""
 
-    size: int = 1
+    distributed: bool = False  # whether anything is exchanged
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows [n, ...] of all processes, in the order of ranks: [size * n, ...]; see ``gather_equal``."""
-        return gather_equal(rows) if self.size > 1 else rows
+        return gather_equal(rows) if self.distributed else rows
 
     def places(self, rows: Tensor) -> Tensor:
         """Where ``gather`` puts the rows [n, ...] of this process: int64 [n]."""
-        return _own_places(rows.detach()) if self.size > 1 else torch.arange(len(rows), device=rows.device)
+        return _own_places(rows.detach()) if self.distributed else torch.arange(len(rows), device=rows.device)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes of tensors of one shape."""
-        return self.gather(values[None]).mean(dim=0) if self.size > 1 else values
+        return self.gather(values[None]).mean(dim=0) if self.distributed else values
 
 
 class Exchange(NamedTuple):

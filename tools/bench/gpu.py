@@ -126,6 +126,7 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
         throughput("loading-ffcv", "in100_fast", in100, module="ffcv"),
         *(training(method) for method in COMPARED),
         throughput("throughput-32-again", "cifar10_fast", small),
+        throughput("throughput-32-exchange", "cifar10_fast", small, "--exchange"),
         throughput("loading-dali", "in100_fast", dali, module="nvidia.dali"),
         throughput("loading-dali-crops", "in100_fast", dali, "data.crops=loader", module="nvidia.dali"),
     ]

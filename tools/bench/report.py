@@ -95,8 +95,8 @@ def _describe_exchange(figures: dict) -> str:
         return f"{figures[name] / 1e6:.2f} MB"
 
     return (
-        f"{figures['count']} processes: network {figures['network_milliseconds']:.2f} ms, without exchange "
-        f"{figures['network_alone_milliseconds']:.2f}; each sends {megabytes('gradient_bytes')} of gradients and "
+        f"{figures['count']} process{'es' if figures['count'] > 1 else ''}: "
+        f"network {figures['network_milliseconds']:.2f} ms, without exchange {figures['network_alone_milliseconds']:.2f}; each sends {megabytes('gradient_bytes')} of gradients and "
         f"{megabytes('statistics_bytes')} of statistics ({figures['statistics_exchanges']} exchanges); an all-reduce "
         f"of {megabytes('all_reduce_bytes')} alone takes {figures['all_reduce_milliseconds']:.2f} ms"
     )

@@ -99,7 +99,7 @@ class Throughput:
             "compiled": self.step.compiled,
             "preparation_seconds": preparation,
             "memory": memory,
-            **({"processes": self._exchange(cached[0])} if self.world.size > 1 else {}),
+            **({"processes": self._exchange(cached[0])} if self.world.distributed else {}),
         }
 
     def end_to_end(self) -> Rate:
@@ -256,7 +256,7 @@ class Throughput:
 
     def _alone(self, work: Callable[[], object], batch: Batch) -> Rate:
         """Time ``work``, which processes ``batch``; on a GPU captured, as in the step."""
-        run, images = replayable(work, self.device, self.world.size), len(batch.index)
+        run, images = replayable(work, self.device, self.world.distributed), len(batch.index)
 
         def call() -> int:
             run()

@@ -60,7 +60,7 @@ class Timer:
     def _calls_a_block(self, call: Callable[[], float]) -> int:
         """Warm up, then find how many calls last ``seconds``."""
         # On a GPU a captured step replays its graph after the warm-up.
-        for _ in range(warm_up_calls(self.world.size) + 2 if self.device.type == "cuda" else 1):
+        for _ in range(warm_up_calls(self.world.distributed) + 2 if self.device.type == "cuda" else 1):
             call()
         calls = 1
         while (elapsed := self._block(call, calls)[1]) < self.seconds / 2:
@@ -94,7 +94,7 @@ class Timer:
             torch.cuda.synchronize(self.device)
 
 
-def replayable(work: Callable[[], object], device: torch.device, processes: int = 1) -> Callable[[], object]:
+def replayable(work: Callable[[], object], device: torch.device, distributed: bool = False) -> Callable[[], object]:
     """``work`` as the training step runs it: on a GPU captured as a CUDA graph and replayed, to avoid the cost
     of launching kernels; on a CPU unchanged."""
     if device.type != "cuda":
@@ -102,7 +102,7 @@ def replayable(work: Callable[[], object], device: torch.device, processes: int 
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        for _ in range(warm_up_calls(processes)):
+        for _ in range(warm_up_calls(distributed)):
             work()
     torch.cuda.current_stream(device).wait_stream(stream)
     return capture(work, stream).replay

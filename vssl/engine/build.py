@@ -92,7 +92,7 @@ def build_step(
         views: makes the views; None: the augmentation that the config describes.
     """
     world, seed = world or World(), config.train.seed
-    method = initial_method(config, Peers(world.size))
+    method = initial_method(config, Peers(world.distributed))
     method = method.to(device, memory_format=torch.channels_last).train()
     probe = None
     if packed.splits["train"].labelled and config.eval.probe_lr > 0:
@@ -107,6 +107,6 @@ def prepare_step(step: TrainStep, batch: Batch) -> Callable[[Batch], None]:
     wanted, world = step.config.train.compile, step.world
     if wanted or (wanted is None and step.epoch.is_cuda):
         compile_step(step, batch)
-    if not step.epoch.is_cuda or (world.size > 1 and not dist.is_nccl_available()):
+    if not step.epoch.is_cuda or (world.distributed and not dist.is_nccl_available()):
         return step
-    return CapturedStep(step, step.config.data.batch_size // world.size, world.size)
+    return CapturedStep(step, step.config.data.batch_size // world.size, world.distributed)

@@ -10,10 +10,11 @@ from pipelines.batch import Batch
 __all__ = ["CapturedStep", "capture", "warm_up_calls"]
 
 
-def warm_up_calls(processes: int = 1) -> int:
+def warm_up_calls(distributed: bool = False) -> int:
     """How many calls run as usual before a capture: lazy initialisation, compilation and autotuning must not be
-    captured; with several processes, DistributedDataParallel arranges its buckets and times itself in its first ten."""
-    return 3 if processes == 1 else 11
+    captured; where gradients are exchanged, DistributedDataParallel arranges its buckets and times itself in its first
+    ten."""
+    return 11 if distributed else 3
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
@@ -30,7 +31,7 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
 
 
 class CapturedStep:
-    """Runs ``step`` directly for ``warm_up_calls(processes)`` full batches, and from then on replays a graph of it.
+    """Runs ``step`` directly for ``warm_up_calls(distributed)`` full batches, and from then on replays a graph of it.
 
     The warm-up steps train too. A batch of another size (the last of an epoch with
     ``data.drop_last=false``) is never captured: it runs directly.
@@ -38,11 +39,11 @@ class CapturedStep:
     Args:
         step: trains on a batch.
         images: number of images of a full batch on this process.
-        processes: how many share every batch.
+        distributed: whether it exchanges gradients.
     """
 
-    def __init__(self, step: Callable[[Batch], None], images: int, processes: int = 1) -> None:
-        self.step, self.images, self.warm_up = step, images, warm_up_calls(processes)
+    def __init__(self, step: Callable[[Batch], None], images: int, distributed: bool = False) -> None:
+        self.step, self.images, self.warm_up = step, images, warm_up_calls(distributed)
         self._full_batches = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._static: Any = None  # the batch that the graph reads

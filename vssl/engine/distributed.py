@@ -37,6 +37,7 @@ class World:
     Attributes:
         rank, size, local_rank: the number of this process, of all processes, and its number on this machine.
         restarts: how often torchrun has restarted the processes (``--max-restarts``).
+        distributed: whether anything is exchanged, with other processes or (``join_world(alone=True)``) with itself.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class World:
         control: dist.ProcessGroup | None = None,
     ) -> None:
         self.rank, self.size, self.local_rank, self.restarts = rank, size, local_rank, restarts
+        self.distributed = size > 1 or control is not None
         self._control = control
 
     @property
@@ -67,7 +69,7 @@ class World:
 
     def agree(self, signal: int = 0) -> int:
         """Wait for every process and return the greatest of their ``signal``s, so that all react at the same step."""
-        if self.size == 1:
+        if not self.distributed:
             return signal
         signal, user_error, crash = self._vote(signal, 0, 0)
         if user_error or crash:
@@ -76,7 +78,7 @@ class World:
 
     def broadcast(self, value: Any) -> Any:
         """The first process's ``value``; what the others pass is ignored."""
-        if self.size == 1:
+        if not self.distributed:
             return value
         self.agree()
         values = [value]
@@ -85,7 +87,7 @@ class World:
 
     def collect(self, value: Any) -> list:
         """What every process passes as ``value``, in the order of ranks."""
-        if self.size == 1:
+        if not self.distributed:
             return [value]
         self.agree()
         values = [None] * self.size
@@ -94,7 +96,7 @@ class World:
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes, name by name; the names are the same on all."""
-        if self.size == 1:
+        if not self.distributed:
             return values
         self.agree()
         sums = torch.tensor(list(values.values()), dtype=torch.float64)
@@ -103,14 +105,14 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes, in place, of tensors of one shape on their device."""
-        if self.size > 1:
+        if self.distributed:
             self.agree()
             dist.all_reduce(values)
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of all processes, in the order of ranks; n may differ and be 0."""
-        if self.size == 1:
+        if not self.distributed:
             return rows
         self.agree()
         counts = torch.zeros(self.size, dtype=torch.int64)
@@ -123,7 +125,7 @@ class World:
 
     def all(self, flag: Tensor) -> Tensor:
         """Whether a boolean scalar on the device is true on every process. The host does not wait."""
-        if self.size == 1:
+        if not self.distributed:
             return flag
         votes = flag.to(torch.int32)
         dist.all_reduce(votes, dist.ReduceOp.MIN)
@@ -131,7 +133,7 @@ class World:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Set float32 tensors to their means over the processes, in place. The host does not wait."""
-        if self.size > 1 and tensors:
+        if self.distributed and tensors:
             flat = torch.cat([tensor.flatten() for tensor in tensors])
             dist.all_reduce(flat)
             parts = (flat / self.size).split([tensor.numel() for tensor in tensors])
@@ -156,18 +158,21 @@ class World:
 
 
 @contextlib.contextmanager
-def join_world() -> Iterator[World]:
+def join_world(alone: bool = False) -> Iterator[World]:
     """This process's ``World``: a single process, or one of those that torchrun started.
 
     Only the first process prints. A ``UserError`` is raised on one process, however many have it, and ends all of
     them with exit code 2. Other exceptions are raised where they happen and end the other processes with 1.
+
+    Args:
+        alone: a single process exchanges with itself all that several would exchange, to measure what that costs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World(restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
-        return
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    store, rank, _ = next(dist.rendezvous("env://"))
+    if size == 1 and not alone:
+        yield World(restarts=restarts)
+        return
+    store, rank, _ = next(dist.rendezvous("env://")) if size > 1 else (dist.HashStore(), 0, 1)
     # torchrun keeps one store for all its attempts, which still holds the addresses of dead processes: each attempt
     # needs its own prefix. Every machine's torchrun counts restarts for itself, so that the count is a common name
     # only on a single machine.
@@ -178,7 +183,7 @@ def join_world() -> Iterator[World]:
     world = World(
         rank=rank,
         size=size,
-        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         restarts=restarts,
         control=dist.new_group(backend="gloo"),
     )

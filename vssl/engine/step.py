@@ -107,7 +107,7 @@ class TrainStep:
         self._buffers = [b.view(-1) for b in method.guarded_buffers()]
         self._saved_buffers = torch.cat(self._buffers)
         self._learners = _Learners(method, probe)
-        self._forward = self._learners if self.world.size == 1 else self._distribute(self._learners)
+        self._forward = self._distribute(self._learners) if self.world.distributed else self._learners
         self.set_views(make_views)
 
     def _distribute(self, learners: nn.Module) -> DistributedDataParallel:
@@ -215,7 +215,7 @@ class TrainStep:
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Context in which processes exchange gradients only in the last micro-batch of a step."""
-        if self.world.size == 1 or (last and not rehearsing()):
+        if not self.world.distributed or (last and not rehearsing()):
             return contextlib.nullcontext()
         return self._forward.no_sync()
 

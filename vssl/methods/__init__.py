@@ -49,6 +49,6 @@ def build_method(
         if left_out:
             print(left_out, file=sys.stderr)
     method = find_method(options.name)(options, backbone, width, seed=seed, peers=peers)
-    if peers.size > 1 and model.sync_batchnorm:
+    if peers.distributed and model.sync_batchnorm:
         synchronise_statistics(method)
     return method
