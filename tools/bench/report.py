@@ -96,7 +96,9 @@ def _describe_exchange(figures: dict) -> str:
 
     return (
         f"{figures['count']} process{'es' if figures['count'] > 1 else ''}: "
-        f"network {figures['network_milliseconds']:.2f} ms, without exchange {figures['network_alone_milliseconds']:.2f}; each sends {megabytes('gradient_bytes')} of gradients and "
+        f"network {figures['network_milliseconds']:.2f} ms, "
+        f"without exchange {figures['network_alone_milliseconds']:.2f}; "
+        f"each sends {megabytes('gradient_bytes')} of gradients and "
         f"{megabytes('statistics_bytes')} of statistics ({figures['statistics_exchanges']} exchanges); an all-reduce "
         f"of {megabytes('all_reduce_bytes')} alone takes {figures['all_reduce_milliseconds']:.2f} ms"
     )
