@@ -248,6 +248,16 @@ def test_a_step_that_is_bad_on_one_process_changes_nothing_on_any(config, proces
     assert processes(2, work) == [(True, (1, 1)), (True, (1, 1))]
 
 
+def test_fewer_gpus_than_processes_is_one_line(processes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    processes(2, lambda world: world.claim(torch.device("cuda")), codes=[2, 2])
+    line = "error: every process needs a GPU of its own, this machine has 1: start fewer processes"
+    assert processes.output(1).startswith(line) and len(processes.output(1).splitlines()) == 1
+    assert processes.output(0) == ""
+
+
 def test_throughput_of_two_processes_is_that_of_both_together(config, processes):
     def work(world):
         throughput = Throughput(config(), repeats=1, seconds=0.01, world=world)

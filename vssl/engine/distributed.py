@@ -176,9 +176,11 @@ def join_world(alone: bool = False) -> Iterator[World]:
     # torchrun keeps one store for all its attempts, which still holds the addresses of dead processes: each attempt
     # needs its own prefix. Every machine's torchrun counts restarts for itself, so that the count is a common name
     # only on a single machine.
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here == size:
         store = dist.PrefixStore(f"attempt-{restarts}", store)
-    nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    # NCCL looks for a GPU per process at once; with fewer, ``claim`` has the better message, or the run is on the CPU.
+    nccl = torch.cuda.is_available() and dist.is_nccl_available() and torch.cuda.device_count() >= here
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
     world = World(
         rank=rank,
