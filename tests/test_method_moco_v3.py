@@ -22,7 +22,7 @@ class SecondOfTwo(Peers):
     """The second of two processes; ``first`` is what the first one will send, call by call."""
 
     def __init__(self, first):
-        super().__init__(size=2)
+        super().__init__(distributed=True)
         object.__setattr__(self, "first", iter(first))  # a frozen dataclass
 
     def gather(self, rows):
