@@ -324,12 +324,15 @@ def test_a_process_that_exchanges_with_itself_trains_as_one_that_exchanges_nothi
     """On a GPU both are captured, the exchanges through NCCL included."""
     from vssl.engine.capture import CapturedStep
 
+    kept = []  # NCCL would wait for a graph that exists when its group ends
+
     def trained(name, world):
         keys = (f"method.name={method}", f"train.device={device}", f"run.dir={tmp_path / name}")
         trainer = Trainer(config(*keys, "train.amp=off", "optim.name=sgd"), None, world)
         step = trainer.train_step
         assert isinstance(step._forward, DistributedDataParallel) == world.distributed
         run = CapturedStep(step, 32, world.distributed) if device == "cuda" else step
+        kept.append(run)
         losses = []
         for batch in itertools.islice(itertools.cycle(trainer.loader), 16):
             step.set_schedule(epoch=0, lr=2e-5, probe_lr=0.1, tau=0.99)

@@ -1,5 +1,6 @@
 """The whole training step as one CUDA graph: captured once, then replayed with new data in the same memory."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,9 @@ import torch
 
 from pipelines.batch import Batch
 
-__all__ = ["CapturedStep", "capture", "warm_up_calls"]
+__all__ = ["CapturedStep", "capture", "release_graphs", "warm_up_calls"]
+
+_graphs: "weakref.WeakSet[torch.cuda.CUDAGraph]" = weakref.WeakSet()
 
 
 def warm_up_calls(distributed: bool = False) -> int:
@@ -27,7 +30,18 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
     # thread_local: loader threads may allocate memory and wait for the device during the capture.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         work()
+    _graphs.add(graph)
     return graph
+
+
+def release_graphs() -> None:
+    """Destroy the graphs of all captures that still exist; none can be replayed then.
+
+    To be called before a process group ends: since version 2.26 NCCL waits, without limit, until no graph holds one of
+    its operations, and an exception's traceback may still hold a graph.
+    """
+    for graph in list(_graphs):
+        graph.reset()
 
 
 class CapturedStep:

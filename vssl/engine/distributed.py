@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from vssl.collectives import gather_equal
+from vssl.engine.capture import release_graphs
 
 __all__ = ["World", "join_world"]
 
@@ -201,6 +202,8 @@ def join_world(alone: bool = False) -> Iterator[World]:
         if world.fail(error):
             raise
         raise SystemExit(2) from None
+    finally:
+        release_graphs()
     dist.destroy_process_group()
 
 
