@@ -32,7 +32,7 @@ def refuse():
     [
         (lambda: "done", "done"),
         (refuse, "refused: two lines"),
-        (lambda: os.kill(os.getpid(), signal.SIGSEGV), f"signal {int(signal.SIGSEGV)}"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), f"signal {int(signal.SIGTERM)}"),
     ],
     ids=["done", "refused", "crashed"],
 )
