@@ -25,7 +25,7 @@ from vssl.engine.distributed import World, join_world
 
 
 def main() -> None:
-    # Looked up, because only the first process may print what parsing prints.
+    # Looked up (so no abbreviations), because only the first process may print what parsing prints.
     with join_world(alone="--exchange" in sys.argv) as world:
         _measure(_parse(), world)
 
