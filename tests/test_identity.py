@@ -1,4 +1,4 @@
-"""Losses and gradient norms of 20 float32 steps of every method: refactoring must not change them.
+"""Losses and gradient norms of 20 float32 steps of every method and form: refactoring must not change them.
 
 ``identity.json`` holds the recorded numbers, and the processor and torch version that gave them: there the numbers must
 be the same bits. Elsewhere kernels may add in another order, and training multiplies the difference with every step (to
@@ -25,17 +25,24 @@ from vssl.engine.trainer import Trainer
 
 RECORD = Path(__file__).with_name("identity.json")
 EVERY_OPERATION = ("augment.flip=0.5", "augment.solarize=[0, 0.2]", "augment.blur=[1, 0.1]")
-PREDICTIVE = ("method.likelihood=predictive", "method.kappa=4")
+# A predictor of a small width; the arms of methods that have none, and of the default objective, go without it.
+PREDICTOR = ("method.predictor=true", "method.predictor_hidden=16")
+PREDICTIVE = (*PREDICTOR, "method.likelihood=predictive", "method.kappa=4")
 ARMS = {
     "vssl, cosine, predictive": PREDICTIVE,
-    "vssl, cosine, prior": ("method.likelihood=prior", "method.kappa=4"),
+    "vssl, cosine, prior": (*PREDICTOR, "method.likelihood=prior", "method.kappa=4"),
     "vssl, gaussian, predictive": (*PREDICTIVE, "method.form=gaussian"),
     "vssl, gaussian, predictive, coupled": (*PREDICTIVE, "method.form=gaussian", "method.decoupled=false"),
-    "vssl, gaussian, prior": ("method.form=gaussian", "method.likelihood=prior"),
+    "vssl, gaussian, prior": (*PREDICTOR, "method.form=gaussian", "method.likelihood=prior"),
     "vssl, two micro-batches, clipped": (*PREDICTIVE, "train.accumulate=2", "train.clip_grad=1"),
     "vssl, no predictor, bicubic": (*PREDICTIVE, "method.predictor=false", "augment.interpolation=bicubic"),
-    "byol, LARS": ("method.name=byol", "optim.name=lars", "optim.lr=1"),
-    "moco_v3, SGD": ("method.name=moco_v3", "optim.name=sgd", "optim.lr=0.1"),
+    "byol, LARS": (*PREDICTOR, "method.name=byol", "optim.name=lars", "optim.lr=1"),
+    "moco_v3, SGD": (*PREDICTOR, "method.name=moco_v3", "optim.name=sgd", "optim.lr=0.1"),
+    "vssl, default objective": (),
+    "vssl, default objective, the own prior in the marginal": ("method.leave_one_out=false", "method.beta=0.5"),
+    "vssl, gaussian, implied": ("method.form=gaussian",),
+    "vicreg, LARS": ("method.name=vicreg", "optim.name=lars", "optim.lr=0.3"),
+    "dino, AdamW": ("method.name=dino", "method.prototypes=64"),
     "vssl, resnet18, four steps": (*PREDICTIVE, "model.backbone=resnet18", "data.limit=64"),
 }
 
@@ -54,8 +61,6 @@ def train(data: Path, run: Path, overrides: tuple[str, ...]) -> list[list[float]
         "data.limit=320",
         "data.batch_size=32",
         "data.image_size=16",
-        "method.predictor=true",
-        "method.predictor_hidden=16",
         "train.log_every=1",
     )
     keys = [f"data.dir={data}", f"run.dir={run}", *SMALL, *small, *EVERY_OPERATION, *overrides]
