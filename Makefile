@@ -33,7 +33,7 @@ pytest: $(ready)
 	$(python) -m pytest -m "not ddp" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 soak: $(ready) ## kill runs, damage data and configs, run many epochs: one table, in under 20 minutes on two cores
-	$(python) tests/soak.py
+	$(python) tests/system/soak.py
 
 gpu: $(ready) ## every measurement that wants a GPU; STEPS="..." picks some, MINUTES=9 ends by then, SMOKE=1 tries all on a CPU
 	$(python) tools/gpu.py $(if $(SMOKE),--smoke) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ALLOW_DIRTY),--allow-dirty) $(STEPS)

@@ -7,8 +7,8 @@ from pathlib import Path
 from pipelines.errors import run_command
 from vssl.config import ConfigParser, to_yaml
 from vssl.engine.config import Config, load_config, resolve
-from vssl.engine.distributed import World, join_world
 from vssl.engine.trainer import Stopped, Trainer
+from vssl.runtime.processes import World, join_world
 
 
 def main() -> int:

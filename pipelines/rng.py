@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pipelines.storage import stored
+from pipelines.inductor_hints import stored
 
 __all__ = ["Draws", "normal", "uniform"]
 

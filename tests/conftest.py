@@ -14,17 +14,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loading import CPU, DATA, FORMATS, RECIPE, photographs, save
-from packing import image
 from PIL import Image
-from processes import processes  # noqa: F401 (a fixture)
-from training import SMALL
 
 from pipelines.convert import convert
 from pipelines.formats.packed import open_packed
 from pipelines.loading.build import build_loader
-from vssl.engine.config import load_config
-from vssl.engine.trainer import Trainer
+from support.loading import CPU, DATA, FORMATS, RECIPE, photographs, save
+from support.packing import image
+from support.processes import processes  # noqa: F401 (a fixture)
+from support.training import finish, small_config
 
 # Packed data
 
@@ -137,20 +135,6 @@ def cuda():
 # Runs
 
 
-def small_config(data_dir, run_dir, *overrides):
-    """A run of a few seconds on the digits; overrides are ``key=value``."""
-    settings = [
-        f"data.dir={data_dir}",
-        f"run.dir={run_dir}",
-        "data.limit=320",
-        "data.batch_size=32",
-        "data.image_size=8",
-        "train.log_every=4",
-        *SMALL,
-    ]
-    return load_config("configs/demo.yaml", [*settings, *overrides])
-
-
 @pytest.fixture
 def compile_with(monkeypatch):
     """``compile_with(backend)``: from now on compile with a backend that generates no code, which would take long.
@@ -165,14 +149,6 @@ def compile_with(monkeypatch):
 def config(digits, tmp_path):
     """``config(*overrides)``: a small config whose run directory is ``tmp_path / "run"`` unless overridden."""
     return lambda *overrides: small_config(digits, tmp_path / "run", *overrides)
-
-
-def finish(config):
-    """Train to the end; returns the run directory."""
-    trainer = Trainer(config)
-    trainer.fit()
-    trainer.directory.close()
-    return trainer.directory.path
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
 from tools.bench import loaders, methods
-from tools.command import positive, whole
-from tools.results import add_json, add_plot
+from vssl.commands.arguments import positive, whole
+from vssl.commands.results import add_json, add_plot
 from vssl.config import add_config_arguments
 from vssl.engine.config import Config
 from vssl.methods import COMPARED

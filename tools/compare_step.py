@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipelines.errors import run_command
 from pipelines.files import write_json
 from tools.bench import step
-from tools.command import positive, whole
-from tools.results import add_json, check_outputs, report_head
+from vssl.commands.arguments import positive, whole
+from vssl.commands.results import add_json, check_outputs, report_head
 from vssl.config import ConfigParser, to_dict
 from vssl.engine.config import Config, load_config, resolve
-from vssl.engine.precision import resolve_device
+from vssl.runtime.device import resolve_device
 
 
 def main() -> None:

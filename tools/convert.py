@@ -19,7 +19,7 @@ from pipelines.errors import run_command
 from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
 from pipelines.sources import SOURCES
-from tools.command import exit_on_signals, fraction, whole
+from vssl.commands.arguments import exit_on_signals, fraction, whole
 
 
 def main() -> None:

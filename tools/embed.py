@@ -23,8 +23,8 @@ from pipelines.errors import UserError, run_command
 from pipelines.files import check_writable, write_atomically
 from pipelines.images import ImageError
 from pipelines.loading.pictures import Picture, decode_ahead
-from pipelines.sources.listing import all_images
-from tools.command import exit_on_signals, whole
+from pipelines.sources.image_folders import all_images
+from vssl.commands.arguments import exit_on_signals, whole
 from vssl.inference import Pretrained, load
 
 Columns = dict[str, Tensor]  # [N, D] each

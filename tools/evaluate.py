@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipelines.errors import run_command
 from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
-from tools.command import whole
-from tools.results import add_json, add_plot, check_outputs, report_head
+from vssl.commands.arguments import whole
+from vssl.commands.results import add_json, add_plot, check_outputs, report_head
 from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.protocols import PROTOCOLS, find_protocol
 from vssl.inference import load
@@ -37,7 +37,7 @@ def main() -> None:
     if arguments.json:
         write_json(arguments.json, {**head, **report})
     if arguments.plot:
-        from tools.charts import draw_uncertainty, save_chart  # at use: nothing else here needs matplotlib
+        from vssl.charts import draw_uncertainty, save_chart  # at use: nothing else here needs matplotlib
 
         save_chart(draw_uncertainty(report), arguments.plot)
 

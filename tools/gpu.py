@@ -25,8 +25,8 @@ import torch
 
 from pipelines.errors import UserError, run_command
 from tools.bench import gpu
-from tools.command import exit_on_signals, positive
-from tools.results import add_allow_dirty, check_outputs
+from vssl.commands.arguments import exit_on_signals, positive
+from vssl.commands.results import add_allow_dirty, check_outputs
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
 from pipelines.files import check_writable
-from tools.charts import draw_curves, save_chart
-from tools.results import read_metrics
+from vssl.charts import draw_curves, save_chart
+from vssl.loggers.jsonl import read_metrics
 
 
 def main() -> None:

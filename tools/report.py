@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
 from pipelines.files import check_writable, write_atomically
-from tools.report_page.page import write_page
-from tools.report_page.run import read_run
-from tools.report_page.verdict import describe_verdict
+from vssl.report.page import write_page
+from vssl.report.run import read_run
+from vssl.report.verdict import describe_verdict
 
 
 def main() -> None:

@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.errors import run_command
 from pipelines.files import write_atomically, write_json
-from tools.bench.report import summarise
-from tools.bench.throughput import Throughput
-from tools.command import positive, whole
-from tools.results import add_json, add_plot, check_outputs, report_head
+from vssl.commands.arguments import positive, whole
+from vssl.commands.results import add_json, add_plot, check_outputs, report_head
 from vssl.config import ConfigParser
 from vssl.engine.config import Config, load_config
-from vssl.engine.distributed import World, join_world
+from vssl.profile.bottleneck import summarise
+from vssl.profile.stages import Throughput
+from vssl.runtime.processes import World, join_world
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> None:
         if arguments.json and world.is_main:
             write_json(arguments.json, report)
         if arguments.plot and world.is_main:
-            from tools.charts import draw_stages, save_chart  # at use: nothing else here needs matplotlib
+            from vssl.charts import draw_stages, save_chart  # at use: nothing else here needs matplotlib
 
             save_chart(draw_stages(report), arguments.plot)
         if arguments.trace:

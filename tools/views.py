@@ -21,10 +21,10 @@ from pipelines.errors import run_command
 from pipelines.files import check_writable, write_atomically
 from pipelines.formats.packed import open_packed, open_reader
 from pipelines.loading.build import build_loader
-from tools.command import whole
-from tools.pictures import fit, to_pixels
+from vssl.commands.arguments import whole
 from vssl.config import ConfigParser
 from vssl.engine.config import Config, load_config
+from vssl.report.pictures import fit, to_pixels
 
 _CELL = 96  # smallest side of a view on the sheet, in pixels
 _GAP = 4  # pixels between cells; four times as much between epochs

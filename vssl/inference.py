@@ -17,11 +17,11 @@ from pipelines.images import ImageError
 from pipelines.loading.pictures import decode_ahead, each_picture, to_canvas
 from vssl.engine.checkpoint import is_checkpoint, load_newest
 from vssl.engine.config import Config, load_config, resolve
-from vssl.engine.precision import resolve_device
 from vssl.methods import build_method
 from vssl.methods.base import Method
 from vssl.models.backbones import build_backbone
 from vssl.models.weights import fit_backbone, read_weights
+from vssl.runtime.device import resolve_device
 
 __all__ = ["Embedding", "Pretrained", "load"]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.augment.operation import Operation, Planes, choose, flatten_views
+from pipelines.inductor_hints import stored, stored_as_half
 from pipelines.rng import Draws
-from pipelines.storage import stored, stored_as_half
 
 __all__ = ["GaussianBlur", "blur_planes", "gaussian_blur", "most_chosen"]
 

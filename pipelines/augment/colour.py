@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pipelines.augment.operation import Operation, Planes, choose, flatten_views
+from pipelines.inductor_hints import stored_as_half
 from pipelines.rng import Draws
-from pipelines.storage import stored_as_half
 
 __all__ = [
     "ColourJitter",

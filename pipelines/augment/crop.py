@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipelines.storage import stored, stored_as_half
+from pipelines.inductor_hints import stored, stored_as_half
 
 __all__ = ["CROP_DRAWS", "centre_boxes", "crop_resize", "pixel_boxes", "sample_crops"]
 

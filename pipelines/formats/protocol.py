@@ -95,5 +95,5 @@ class Format(Protocol):
 
     def find_loader(self) -> type | None:
         """The format's own loader for training, a subclass of ``pipelines.loading.base.BaseLoader``, imported when this
-        is called. None: there is none, and ``pipelines.loading.torch`` reads the format.
+        is called. None: there is none, and ``pipelines.loading.reference`` reads the format.
         """

@@ -8,8 +8,8 @@ from pipelines.errors import UserError
 from pipelines.formats import FORMATS, find_format
 from pipelines.formats.packed import Packed, open_reader
 from pipelines.loading.base import BaseLoader
+from pipelines.loading.reference import TorchLoader
 from pipelines.loading.sampler import Sampler
-from pipelines.loading.torch import TorchLoader
 from pipelines.options import check_options
 
 __all__ = ["build_loader"]

@@ -19,7 +19,7 @@ from pipelines.loading.base import fit_canvas
 from pipelines.loading.prefetch import run_ahead
 from pipelines.loading.threads import worker_count
 from pipelines.sources.base import read_file
-from pipelines.sources.listing import all_images
+from pipelines.sources.image_folders import all_images
 
 __all__ = ["Picture", "decode_ahead", "each_picture", "to_canvas"]
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.sources import tiny_imagenet
 from pipelines.sources.base import Source, SourceSplit, existing_folder
-from pipelines.sources.listing import NO_IMAGE, class_folders, first_of, from_files, is_image, list_folder, tell_ignored
+from pipelines.sources.image_folders import (
+    NO_IMAGE,
+    class_folders,
+    first_of,
+    from_files,
+    is_image,
+    list_folder,
+    tell_ignored,
+)
 
 __all__ = ["load"]
 

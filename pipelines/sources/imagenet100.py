@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.sources import parquet
 from pipelines.sources.base import Source, existing_folder
-from pipelines.sources.listing import class_folders, first_of, list_folder
+from pipelines.sources.image_folders import class_folders, first_of, list_folder
 
 __all__ = ["IMAGENET100", "load"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.sources.base import Source, existing_folder
-from pipelines.sources.shards import Listed, Value, find_shards, number_labels, split_shards
+from pipelines.sources.split_files import Listed, Value, find_shards, number_labels, split_shards
 
 __all__ = ["is_snapshot", "load", "read_snapshot"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.sources.base import SourceSplit
-from pipelines.sources.listing import from_files, list_folder, tell_ignored
+from pipelines.sources.image_folders import from_files, list_folder, tell_ignored
 
 __all__ = ["ANNOTATIONS", "annotated"]
 

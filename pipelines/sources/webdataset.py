@@ -11,8 +11,8 @@ from pipelines.errors import UserError
 from pipelines.formats.packed import holds_packed
 from pipelines.sources.archive import read_members
 from pipelines.sources.base import FileSlice, Source, existing_folder
-from pipelines.sources.listing import tell_ignored
-from pipelines.sources.shards import Listed, Value, number_labels, split_shards
+from pipelines.sources.image_folders import tell_ignored
+from pipelines.sources.split_files import Listed, Value, number_labels, split_shards
 
 __all__ = ["load"]
 

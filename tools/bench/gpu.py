@@ -16,10 +16,10 @@ from pathlib import Path
 from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
 from tools.bench.noise import pack_noise_if_absent
-from tools.command import installed
+from vssl.commands.arguments import installed
 from vssl.engine.environment import describe_environment
-from vssl.engine.precision import resolve_device
 from vssl.methods import COMPARED
+from vssl.runtime.device import resolve_device
 
 __all__ = ["SMOKE", "LeftOut", "Step", "StepFailed", "build_steps", "measure", "prepare", "run_step"]
 

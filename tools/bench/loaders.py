@@ -28,9 +28,9 @@ from pipelines.loading.threads import worker_count
 from tools.bench import peers
 from tools.bench.images import Photographs, Pixels, open_pixels, prepare_photographs
 from tools.bench.setting import Epoch, Setting
-from tools.bench.timing import Rate, Timer
-from tools.command import installed
-from tools.results import check_outputs, report_head
+from vssl.commands.arguments import installed
+from vssl.commands.results import check_outputs, report_head
+from vssl.profile.timing import Rate, Timer
 
 __all__ = ["CANDIDATES", "Candidate", "compare_loaders"]
 
@@ -82,7 +82,7 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.plot:
-        from tools.charts import draw_loaders, save_chart  # at use: nothing else here needs matplotlib
+        from vssl.charts import draw_loaders, save_chart  # at use: nothing else here needs matplotlib
 
         save_chart(draw_loaders(report), arguments.plot)
 

@@ -21,15 +21,15 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
-from tools.bench.throughput import Throughput
-from tools.results import check_outputs, report_head
+from vssl.commands.results import check_outputs, report_head
 from vssl.config import to_dict
 from vssl.engine.config import Config, load_config, resolve
-from vssl.engine.precision import resolve_device
 from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.protocols import find_protocol
 from vssl.inference import load
 from vssl.methods import COMPARED
+from vssl.profile.stages import Throughput
+from vssl.runtime.device import resolve_device
 
 __all__ = ["compare_methods"]
 
@@ -97,7 +97,7 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.plot:
-        from tools.charts import draw_methods, save_chart  # at use: nothing else here needs matplotlib
+        from vssl.charts import draw_methods, save_chart  # at use: nothing else here needs matplotlib
 
         save_chart(draw_methods(report), arguments.plot)
 

@@ -15,9 +15,9 @@ from torchvision.transforms import v2 as transforms
 from pipelines.augment.views import Augment, pixel_boxes
 from pipelines.formats.packed import open_reader
 from pipelines.formats.protocol import Reader
-from tools.bench.decoding import JpegDecoder
 from tools.bench.images import Pixels
 from tools.bench.setting import Epoch, Setting
+from vssl.profile.decoding import JpegDecoder
 
 __all__ = [
     "bare_dali",

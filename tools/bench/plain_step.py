@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
 from vssl.engine.config import Config
-from vssl.engine.precision import resolve_amp
+from vssl.runtime.precision import resolve_amp
 
 __all__ = ["LEARNING_RATE", "TAU", "PlainStep"]
 

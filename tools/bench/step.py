@@ -17,12 +17,12 @@ from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.formats.packed import open_packed
 from tools.bench.plain_step import LEARNING_RATE, TAU, PlainStep
-from tools.bench.timing import Rate, Timer
 from vssl.engine.build import build_step, prepare_step, training_loader
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import Config
-from vssl.engine.distributed import World
 from vssl.engine.step import TrainStep
+from vssl.profile.timing import Rate, Timer
+from vssl.runtime.processes import World
 
 __all__ = ["describe", "measure", "summarise"]
 

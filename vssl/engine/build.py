@@ -15,17 +15,18 @@ from pipelines.formats.packed import Packed, open_packed
 from pipelines.loading.base import BaseLoader
 from pipelines.loading.build import build_loader
 from vssl.collectives import Peers
+from vssl.engine.batch_size_checks import check_sizes
 from vssl.engine.capture import CapturedStep
-from vssl.engine.checks import check_sizes
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import Config
-from vssl.engine.distributed import World
-from vssl.engine.precision import repeat_bits, resolve_amp, resolve_device
 from vssl.engine.step import MakeViews, TrainStep
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods import build_method
 from vssl.methods.base import Method
 from vssl.models.backbones import check_side
+from vssl.runtime.device import repeat_bits, resolve_device
+from vssl.runtime.precision import resolve_amp
+from vssl.runtime.processes import World
 
 __all__ = ["build_step", "initial_method", "make_views", "open_run", "prepare_step", "training_loader"]
 

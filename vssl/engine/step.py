@@ -15,14 +15,14 @@ from torch.nn.utils import get_total_norm
 from pipelines.batch import Batch
 from vssl.collectives import Exchange, rehearsal, rehearsing
 from vssl.engine.config import Config
-from vssl.engine.distributed import World
 from vssl.engine.metrics import MeanAccumulator
-from vssl.engine.precision import LossScale, autocast
-from vssl.engine.watch import Watch
-from vssl.evaluation.health import feature_health
+from vssl.engine.nonfinite import Watch
+from vssl.evaluation.feature_statistics import feature_health
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods.base import Method
 from vssl.optim import build_optimizer, load_optimizer, set_learning_rate
+from vssl.runtime.precision import LossScale, autocast
+from vssl.runtime.processes import World
 
 __all__ = ["MakeViews", "TrainStep", "Update"]
 

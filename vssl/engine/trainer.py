@@ -13,22 +13,22 @@ from pipelines.augment.views import Augment
 from pipelines.batch import Loader
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from vssl.engine.alarms import Alarms
+from vssl.engine.async_checkpoint import Saver
 from vssl.engine.build import build_step, make_views, open_run, prepare_step, training_loader
 from vssl.engine.checkpoint import export_backbone
+from vssl.engine.collapse_alarms import Alarms
 from vssl.engine.config import Config, resolve
-from vssl.engine.distributed import World
 from vssl.engine.environment import describe_environment
 from vssl.engine.metrics import MetricsWriter
-from vssl.engine.resolution import view_side
+from vssl.engine.progressive_resize import view_side
 from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_ahead import RunAhead
 from vssl.engine.run_directory import RunDirectory
-from vssl.engine.saving import Saver
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.models.ema import tau_at
 from vssl.models.weights import backbone_weights
 from vssl.optim import Schedule
+from vssl.runtime.processes import World
 
 __all__ = ["Stopped", "Trainer"]
 

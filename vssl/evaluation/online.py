@@ -10,10 +10,10 @@ from pipelines.augment.views import Augment
 from pipelines.formats.packed import Packed
 from pipelines.loading.build import build_loader
 from vssl.engine.config import Config
-from vssl.engine.distributed import World
 from vssl.evaluation.features import extract_features
 from vssl.evaluation.knn import knn_predict
 from vssl.evaluation.probe import OnlineProbe
+from vssl.runtime.processes import World
 
 __all__ = ["OnlineEvaluation"]
 

@@ -7,7 +7,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.formats.checksums import Checksums
-from pipelines.formats.dali.table import read_table, shard_path
+from pipelines.formats.dali.format import read_table, shard_path
 from pipelines.images import ImageError, decode
 
 __all__ = ["ShardReader"]

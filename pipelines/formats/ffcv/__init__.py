@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.formats.ffcv.table import Writer, file_names, iter_samples, read_labels_and_sizes
+from pipelines.formats.ffcv.format import Writer, file_names, iter_samples, read_labels_and_sizes
 from pipelines.formats.protocol import Reader
 
 __all__ = ["Writer", "file_names", "find_loader", "iter_samples", "open_reader", "read_labels_and_sizes"]

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.formats.checksums import Checksums
-from pipelines.formats.ffcv.table import read_table
+from pipelines.formats.ffcv.format import read_table
 
 __all__ = ["BetonReader"]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.formats.protocol import Reader
-from pipelines.formats.resident.table import Writer, file_names, iter_samples, read_labels_and_sizes
+from pipelines.formats.resident.format import Writer, file_names, iter_samples, read_labels_and_sizes
 
 __all__ = ["Writer", "file_names", "find_loader", "iter_samples", "open_reader", "read_labels_and_sizes"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.formats.checksums import Checksums
-from pipelines.formats.resident.table import open_arrays
+from pipelines.formats.resident.format import open_arrays
 
 __all__ = ["ArrayReader"]
 

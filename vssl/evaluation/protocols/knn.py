@@ -1,7 +1,7 @@
 """Weighted kNN by cosine similarity, and diagnostics of val's features."""
 
 from pipelines.formats.packed import Packed
-from vssl.evaluation.health import alignment, feature_std, rankme, uniformity
+from vssl.evaluation.feature_statistics import alignment, feature_std, rankme, uniformity
 from vssl.evaluation.offline import OfflineEvaluation
 
 __all__ = ["describe", "measure"]

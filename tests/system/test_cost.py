@@ -1,0 +1,134 @@
+"""What a new part of each kind costs: the worked examples of docs/architecture.md, put into a copy of the project."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.formats import FORMATS, find_format
+from pipelines.formats.protocol import Format
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = (ROOT / "docs/architecture.md").read_text()
+
+READ_PLATES = """
+import torch
+from pipelines.config import AugmentConfig, DataConfig
+from pipelines.formats.packed import open_packed
+from pipelines.loading.build import build_loader
+
+packed = open_packed("data/plates-plain", verify=True)
+arguments = {"train": False, "seed": 0, "device": torch.device("cpu")}
+for name in ("auto", "plain", "torch"):
+    data = DataConfig(loader=name, batch_size=4, workers=1)
+    loader = build_loader(data, AugmentConfig(), packed, "train", **arguments)
+    (batch,) = loader
+    loader.close()
+    levels = batch.pixels.amax((1, 2, 3, 4))
+    print(type(loader).__name__, batch.labels.tolist(), list(batch.pixels.shape), levels.tolist())
+"""
+
+COMPARE_DRAWS = """
+import dataclasses, torch
+from pipelines.augment.views import Augment
+from pipelines.config import AugmentConfig
+
+size = torch.full((64, 2), 32, dtype=torch.int32)
+without = AugmentConfig(blur=(0.5, 0.5))
+plain, more = (
+    Augment(config, 32).sample_params(3, 1, torch.arange(64), size)
+    for config in (without, dataclasses.replace(without, posterize=(0.5, 0.5)))
+)
+flat = lambda value: value if isinstance(value, tuple) else (value,)
+same = all(torch.equal(a, b) for name in plain for a, b in zip(flat(plain[name]), flat(more[name])))
+print(sorted(set(more) - set(plain)), same, 0 < more["posterize"].float().mean().item() < 1)
+
+from pipelines.errors import UserError
+from vssl.engine.config import load_config
+try:
+    load_config("configs/demo.yaml", ["method.name=byol", "method.bottleneck=64"])
+except UserError as error:
+    print(error)
+"""
+
+
+def apply_examples(project: Path) -> dict[str, int]:
+    """Make the files and the changes that the page shows; how many lines each changed file gained."""
+    gained = {}
+    for path, content in re.findall(r"```python\n# (\S+)\n(.*?)```", DOCS, re.DOTALL):
+        assert not (project / path).exists()
+        (project / path).write_text(content)
+    for diff in re.findall(r"```diff\n(.*?)```", DOCS, re.DOTALL):
+        for part in diff.split("--- ")[1:]:
+            name, *lines = part.splitlines()
+            path = project / name
+            before = text = path.read_text()
+            for line, following in zip(lines, [*lines[1:], ""], strict=True):
+                if line[0] in " -" and following[:1] == "+":
+                    kept = [line[1:]] if line[0] == " " else []
+                    assert text.count(f"{line[1:]}\n") == 1, line
+                    text = text.replace(f"{line[1:]}\n", "\n".join([*kept, following[1:]]) + "\n")
+            path.write_text(text)
+            gained[name] = len(set(text.splitlines()) - set(before.splitlines()))
+    return gained
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with all the examples in it."""
+    copy = tmp_path_factory.mktemp("project")
+    for folder in ("pipelines", "vssl", "tools", "configs"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", copy)
+    gained = apply_examples(copy)
+    registries = {name: lines for name, lines in gained.items() if name.endswith("__init__.py")}
+    assert len(registries) == 4 and set(registries.values()) == {1}
+    assert gained["pipelines/config.py"] == 1 and gained["pipelines/augment/views.py"] == 2  # an import and the list
+    return copy
+
+
+def run(project, *arguments):
+    done = subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_format_and_a_source_are_packed_verified_and_read(project):
+    convert = ("tools/convert.py", "--dataset", "plates", "--format", "plain", "--workers", "1")
+    out = run(project, *convert)
+    assert "data/plates-plain: plates as plain, 2 classes" in out and "train: 4 images up to 6 x 5" in out
+    assert "every checksum agrees" in run(project, *convert, "--verify")
+    batch = "TorchLoader [0, 0, 1, 1] [4, 1, 5, 6, 3] [10, 20, 200, 210]\n"
+    assert run(project, "-c", READ_PLATES) == 3 * batch
+
+
+def test_an_augmentation_moves_no_other_draw_and_a_methods_keys_are_its_own(project):
+    draws, refused = run(project, "-c", COMPARE_DRAWS).splitlines()
+    assert draws == "['posterize'] True True"
+    assert refused == "method.bottleneck is an option of method.name=simsiam, not of byol"
+
+
+def test_a_method_trains_and_a_protocol_judges_it(project, digits):
+    keys = ("method.name=simsiam", "method.projector_hidden=32", "method.latent=16", "method.bottleneck=8")
+    small = ("train.epochs=1", "train.compile=false", "train.device=cpu", "data.limit=256", "data.batch_size=64")
+    out = run(
+        project,
+        "train.py",
+        "-c",
+        "configs/demo.yaml",
+        *keys,
+        *small,
+        "augment.posterize=[0.5, 0]",
+        f"data.dir={digits}",
+    )
+    assert "kNN top-1 trained" in out and "backbone.safetensors" in out
+    out = run(project, "tools/evaluate.py", "runs/demo", "--protocol", "centroid", "--device", "cpu")
+    assert out.startswith("centroid top-1: 0.")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_offers_what_the_protocol_describes(name):
+    assert isinstance(find_format(name), Format)

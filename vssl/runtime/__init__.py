@@ -1,0 +1,1 @@
+"""What engine and evaluation both stand on: device, precision, CUDA graphs, processes."""
