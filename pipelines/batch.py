@@ -1,24 +1,32 @@
-"""The batch that a loader hands to the step, and the protocol of every loader."""
+"""The batch that a loader hands to the step, the views made of it, and the protocol of every loader."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["Batch", "Loader"]
+__all__ = ["Batch", "Loader", "Views"]
 
 
 class Batch(NamedTuple):
     """One process's share of a batch, on the device.
 
-    ``V == 1``: whole images on a padded canvas, to be cropped on the device. ``V == 2``: the two crops, already cut
+    ``C == 1``: whole images on a padded canvas, to be cropped on the device. ``C == 2``: the two crops, already cut
     by the loader, with the parameters of ``augment.sample_crops``; ``H == W == image_size``.
     """
 
-    pixels: Tensor  # uint8 [B, V, H, W, 3], RGB
+    pixels: Tensor  # uint8 [B, C, H, W, 3], RGB
     size: Tensor  # int32 [B, 2], valid height and width inside H x W; what lies outside is arbitrary
     labels: Tensor  # int64 [B], -1: no label
     index: Tensor  # int64 [B], position in the packed split, the same in every format
+
+
+class Views(NamedTuple):
+    """The augmented views of a batch, in groups of one side; in a group, view after view: row v * B + b is view v of
+    image b."""
+
+    full: Tensor  # float32 [V * B, 3, S, S], V >= 2
+    local: Tensor | None = None  # float32 [L * B, 3, s, s]; None: no local views
 
 
 class Loader(Protocol):

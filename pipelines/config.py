@@ -23,7 +23,10 @@ class DataConfig:
     workers: int = option(0, "decoding threads (torch: processes) per process; 0: one per core", low=0, may_change=True)
     prefetch: int = option(3, "batches decoded ahead", low=1, may_change=True)
     crops: Literal["auto", "loader", "device"] = option(
-        "auto", "who cuts the two views out (ffcv, dali); auto: the device if it is a GPU", may_change=True
+        "auto",
+        "who cuts the views out (ffcv, dali, torch); loader: only two full ones; auto: the device if it is a GPU or "
+        "the views are others",
+        may_change=True,
     )
     hw_decoder_load: float = option(
         0.65,
@@ -42,10 +45,23 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """The two-view recipe (BYOL's, as in solo-learn). Pairs of probabilities are those of view 1 and view 2."""
+    """The views of an image and their recipe (BYOL's, as in solo-learn). Pairs of probabilities are those of view 1 and
+    view 2; further full views repeat them in turn. ``null`` means the method's recipe, or a default for the image's
+    size."""
 
+    views: int = option(2, "number of full views of an image", low=2, high=100)
+    local_views: int | None = option(None, "number of local views (multi-crop): smaller crops", low=0, high=100)
+    local_size: int | None = option(
+        None, "side of a local view in pixels; null: half of image_size up to 64, else 3/7 of it", low=4
+    )
+    local_scale: tuple[float, float] | None = option(
+        None, "local views: share of the image's area that a crop keeps", low=1e-6, high=1.0, ordered=True
+    )
+    local_blur: float | None = option(None, "local views: probability of a Gaussian blur", low=0.0, high=1.0)
+    local_solarize: float = option(0.0, "local views: probability of solarization", low=0.0, high=1.0)
+    local_weight: float = option(1.0, "weight in the loss of a pair with a local view; of two full views: 1", low=0.0)
     scale: tuple[float, float] = option(
-        (0.08, 1.0), "share of the image's area that a crop keeps", low=1e-6, high=1.0, ordered=True
+        (0.08, 1.0), "full views: share of the image's area that a crop keeps", low=1e-6, high=1.0, ordered=True
     )
     ratio: tuple[float, float] = option((0.75, 4 / 3), "width over height of a crop", low=1e-3, high=1e3, ordered=True)
     interpolation: Literal["bilinear", "bicubic"] = option("bilinear", "of the resized crops, antialiased")

@@ -45,7 +45,7 @@ def main() -> None:
     for epoch in range(arguments.epochs):
         loader.set_epoch(epoch)
         for batch in loader:
-            both = augment.views(batch.pixels, batch.size, batch.index, config.train.seed, epoch)
+            both = augment.views(batch.pixels, batch.size, batch.index, config.train.seed, epoch).full
             pixels = to_pixels(both, config.augment)
             for index, first, second in zip(batch.index.tolist(), *pixels.chunk(2), strict=True):
                 views.setdefault(index, []).append((first.numpy(), second.numpy()))

@@ -19,6 +19,7 @@ from vssl.engine.checkpoint import is_checkpoint, load_newest
 from vssl.engine.config import Config, load_config, resolve
 from vssl.methods import build_method
 from vssl.methods.base import Method
+from vssl.methods.pairs import ViewCounts
 from vssl.models.backbones import build_backbone
 from vssl.models.weights import fit_backbone, read_weights
 from vssl.runtime.device import resolve_device
@@ -164,7 +165,7 @@ def load(
         trained_by = None if config else settings.method.name  # a given config need not be that of its run
         return Pretrained(source, settings, backbone, None, None, target, trained_by)
     model = dataclasses.replace(settings.model, weights="")  # only the run's start needed them
-    method = build_method(settings.method, model, image_size)
+    method = build_method(settings.method, model, image_size, views=ViewCounts.of(settings.augment))
     try:
         method.load_state_dict(state["method"])
     except RuntimeError as error:

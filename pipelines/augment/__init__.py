@@ -1,1 +1,1 @@
-"""The two-view augmentation."""
+"""The views of an image: crop, colour and blur, for groups of views."""

@@ -15,23 +15,28 @@ __all__ = ["GaussianBlur", "blur_planes", "gaussian_blur", "most_chosen"]
 
 
 class GaussianBlur(Operation):
-    """Parameters: float32 [B, 2], sigma in pixels of the view; 0 for views that stay sharp."""
+    """Parameters: float32 [B, V], sigma in pixels of the view; 0 for views that stay sharp."""
 
     name = "blur"
 
     @property
     def active(self) -> bool:
-        return max(self.config.blur) > 0
+        return max(self._probabilities) > 0
+
+    @property
+    def _probabilities(self) -> tuple[float, ...]:
+        return self.in_group(self.config.blur, self.config.local_blur or 0.0)
 
     def sample(self, draws: Draws) -> Tensor:
         low, high = self.config.blur_sigma
         sigma = low + (high - low) * draws.uniform("blur sigma").squeeze(-1)
-        return torch.where(choose(draws, "blur", self.config.blur), sigma, 0.0).to(torch.float32)
+        return torch.where(choose(draws, "blur", self._probabilities), sigma, 0.0).to(torch.float32)
 
     def apply(self, planes: Planes, sigma: Tensor) -> Planes:
         if torch.compiler.is_compiling() and sigma.is_cuda:
             return blur_planes(planes, flatten_views(sigma).flatten(), self.config.blur_sigma[1])
-        views = zip(torch.stack(planes, dim=1).chunk(2), sigma.unbind(dim=1), self.config.blur, strict=True)
+        images = torch.stack(planes, dim=1).chunk(self.group.count)
+        views = zip(images, sigma.unbind(dim=1), self._probabilities, strict=True)
         return torch.cat([self._blur_view(*view) for view in views]).unbind(dim=1)
 
     def _blur_view(self, images: Tensor, sigma: Tensor, probability: float) -> Tensor:

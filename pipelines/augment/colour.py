@@ -36,11 +36,11 @@ _SOLARIZE_THRESHOLD = 128 / 255
 class Jitter(NamedTuple):
     """Parameters of the colour jitter. None: the recipe does not vary it. A view not chosen gets neutral values."""
 
-    order: Tensor  # int64 [B, 2, 4], the place (0 to 3) of brightness, contrast, saturation and hue
-    brightness: Tensor | None  # float32 [B, 2], factor; neutral: 1
-    contrast: Tensor | None  # float32 [B, 2], factor; neutral: 1
-    saturation: Tensor | None  # float32 [B, 2], factor; neutral: 1
-    hue: Tensor | None  # float32 [B, 2], shift in turns; neutral: 0
+    order: Tensor  # int64 [B, V, 4], the place (0 to 3) of brightness, contrast, saturation and hue
+    brightness: Tensor | None  # float32 [B, V], factor; neutral: 1
+    contrast: Tensor | None  # float32 [B, V], factor; neutral: 1
+    saturation: Tensor | None  # float32 [B, V], factor; neutral: 1
+    hue: Tensor | None  # float32 [B, V], shift in turns; neutral: 0
 
 
 class ColourJitter(Operation):
@@ -55,7 +55,7 @@ class ColourJitter(Operation):
 
     def sample(self, draws: Draws) -> Jitter:
         config = self.config
-        jittered = choose(draws, "jitter", (config.jitter, config.jitter))
+        jittered = choose(draws, "jitter", (config.jitter,))
         numbers = draws.uniform("jitter amounts", 4).unbind(dim=-1)
         ranges = [(max(0.0, 1 - x), 1.0, 1 + x) for x in (config.brightness, config.contrast, config.saturation)]
         ranges.append((-config.hue, 0.0, config.hue))
@@ -71,7 +71,7 @@ class ColourJitter(Operation):
 
 
 class Grayscale(Operation):
-    """Parameters: bool [B, 2], which views become gray."""
+    """Parameters: bool [B, V], which views become gray."""
 
     name = "gray"
 
@@ -80,7 +80,7 @@ class Grayscale(Operation):
         return self.config.gray > 0
 
     def sample(self, draws: Draws) -> Tensor:
-        return choose(draws, "gray", (self.config.gray, self.config.gray))
+        return choose(draws, "gray", (self.config.gray,))
 
     def apply(self, planes: Planes, chosen: Tensor) -> Planes:
         gray, chosen = rgb_to_grayscale(planes), flatten_views(chosen)
@@ -88,16 +88,20 @@ class Grayscale(Operation):
 
 
 class Solarize(Operation):
-    """Parameters: bool [B, 2], which views are solarized."""
+    """Parameters: bool [B, V], which views are solarized."""
 
     name = "solarize"
 
     @property
     def active(self) -> bool:
-        return max(self.config.solarize) > 0
+        return max(self._probabilities) > 0
+
+    @property
+    def _probabilities(self) -> tuple[float, ...]:
+        return self.in_group(self.config.solarize, self.config.local_solarize)
 
     def sample(self, draws: Draws) -> Tensor:
-        return choose(draws, "solarize", self.config.solarize)
+        return choose(draws, "solarize", self._probabilities)
 
     def apply(self, planes: Planes, chosen: Tensor) -> Planes:
         return solarize(planes, flatten_views(chosen))

@@ -96,7 +96,7 @@ def crop_resize(
         flip: bool [B, V], which results to mirror left to right; None: none.
 
     Returns:
-        float32 [V * B, 3, side, side] in [0, 1]: the first box of every image, then the second.
+        float32 [V * B, 3, side, side] in [0, 1]: the first box of every image, then the second, and so on.
     """
     count, height, width, _ = pixels.shape
     views = boxes.shape[1]

@@ -1,6 +1,6 @@
-"""Two views of every image: parameters are drawn first, by counter; applying them is a pure function of tensors."""
+"""The views of every image: parameters are drawn first, by counter; applying them is a pure function of tensors."""
 
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -8,7 +8,9 @@ from torch import Tensor
 from pipelines.augment.blur import GaussianBlur
 from pipelines.augment.colour import ColourJitter, Grayscale, Solarize
 from pipelines.augment.crop import CROP_DRAWS, centre_boxes, crop_resize, pixel_boxes, sample_crops
-from pipelines.augment.operation import Operation, Params, Planes, choose, flatten_views
+from pipelines.augment.groups import ViewGroup, complete, view_groups
+from pipelines.augment.operation import Operation, Planes, choose, flatten_views
+from pipelines.batch import Views
 from pipelines.config import AugmentConfig
 from pipelines.errors import UserError
 from pipelines.options import check_options
@@ -34,19 +36,20 @@ _PLACES = {
 
 
 class Augment:
-    """The two-view augmentation, and the transform for evaluation.
+    """The augmentation into views, and the transform for evaluation.
 
     All methods work under ``torch.compile(fullgraph=True)``, and none waits for the device.
 
     Args:
         config: the recipe.
-        image_size: side S of a view in pixels.
+        image_size: side S of a full view in pixels.
 
     Attributes:
-        operations: those of ``OPERATIONS`` that the recipe uses; the others cost nothing.
+        groups: full views, then local views if there are any.
+        operations: by the name of a group, those of ``OPERATIONS`` that the recipe uses; the others cost nothing.
 
     Raises:
-        UserError: an interpolation that does not exist, or an option out of its bounds.
+        UserError: an interpolation that does not exist, an option out of its bounds, or local views larger than S.
     """
 
     def __init__(self, config: AugmentConfig, image_size: int) -> None:
@@ -54,27 +57,36 @@ class Augment:
         known = get_args(get_type_hints(AugmentConfig)["interpolation"])
         if config.interpolation not in known:
             raise UserError(f"augment.interpolation must be {' or '.join(known)}, not {config.interpolation}")
-        self.config = config
+        self.config = config = complete(config, image_size)
         self.image_size = image_size
-        self.operations = [used for used in (operation(config) for operation in OPERATIONS) if used.active]
+        self.groups = view_groups(config, image_size)
+        self.operations = {
+            group.name: [used for used in (operation(config, group) for operation in OPERATIONS) if used.active]
+            for group in self.groups
+        }
 
-    def views(self, pixels: Tensor, size: Tensor, index: Tensor, seed: Tensor | int, epoch: Tensor | int) -> Tensor:
-        """Draw and make both views of a batch; crops are drawn only for whole images (V = 1).
+    @property
+    def needs_whole_images(self) -> bool:
+        """Whether loaders must hand over whole images: they can cut out only two full views."""
+        return len(self.groups) > 1 or self.groups[0].count != 2
+
+    def views(self, pixels: Tensor, size: Tensor, index: Tensor, seed: Tensor | int, epoch: Tensor | int) -> Views:
+        """Draw and make the views of a batch; crops are drawn only for whole images (C = 1).
 
         Args:
             pixels, size, index: as in ``Batch``.
             seed, epoch: integers, or int64 scalars on the device of ``index``.
 
         Returns:
-            float32 [2B, 3, S, S], channels_last: the B first views, then the B second ones.
+            full views float32 [V * B, 3, S, S] and local views [L * B, 3, s, s], channels_last.
         """
         whole = pixels.shape[1] == 1
         return self.apply(pixels, self.sample_params(seed, epoch, index, size if whole else None))
 
     def sample_params(
         self, seed: Tensor | int, epoch: Tensor | int, index: Tensor, size: Tensor | None
-    ) -> dict[str, Params]:
-        """Draw the parameters of both views; an image's depend only on seed, epoch, its index and its size.
+    ) -> dict[str, Any]:
+        """Draw the parameters of all views; an image's depend only on seed, epoch, its index and its size.
 
         Args:
             seed, epoch: integers, or int64 scalars on the device of ``index``.
@@ -82,46 +94,61 @@ class Augment:
             size: int32 [B, 2], heights and widths of whole images; None: the images are crops already.
 
         Returns:
-            The parameters, tensors [B, 2, ...], by the name of each operation that the recipe uses. In addition,
-            ``crop``, int64 [B, 2, 4], top, left, height, width in pixels (unless ``size`` is None),
-            and ``flip``, bool [B, 2] (unless its probability is 0).
+            The parameters of the full views, tensors [B, V, ...], by the name of each operation that the recipe uses.
+            In addition, ``crop``, int64 [B, V, 4], top, left, height, width in pixels (unless ``size`` is None),
+            ``flip``, bool [B, V] (unless its probability is 0), and ``local``, the same for the local views (if there
+            are any).
         """
-        draws = self._draws(seed, epoch, index)
-        params: dict[str, Params] = {}
+        full, *others = (self._sample_group(group, seed, epoch, index, size) for group in self.groups)
+        return full | {group.name: params for group, params in zip(self.groups[1:], others, strict=True)}
+
+    def _sample_group(
+        self, group: ViewGroup, seed: Tensor | int, epoch: Tensor | int, index: Tensor, size: Tensor | None
+    ) -> dict[str, Any]:
+        draws = Draws(seed, epoch, index, streams=group.numbers, places=_PLACES)
+        params: dict[str, Any] = {}
         if size is not None:
-            params["crop"] = pixel_boxes(self._sample_crops(draws, size), size)
+            params["crop"] = pixel_boxes(self._sample_crops(group, draws, size), size)
         if self.config.flip > 0:
-            params["flip"] = choose(draws, "flip", (self.config.flip, self.config.flip))
-        return params | {operation.name: operation.sample(draws) for operation in self.operations}
+            params["flip"] = choose(draws, "flip", (self.config.flip,))
+        return params | {operation.name: operation.sample(draws) for operation in self.operations[group.name]}
 
     def sample_crops(self, seed: Tensor | int, epoch: Tensor | int, index: Tensor, size: Tensor) -> Tensor:
-        """Draw only the crops of both views, for a loader that cuts them; arguments as for ``sample_params``.
+        """Draw only the crops of the full views, for a loader that cuts them; arguments as for ``sample_params``.
 
         Returns:
-            float32 [B, 2, 4]: top, left, height, width as fractions of the image; ``pixel_boxes`` gives the pixels.
+            float32 [B, V, 4]: top, left, height, width as fractions of the image; ``pixel_boxes`` gives the pixels.
         """
-        return self._sample_crops(self._draws(seed, epoch, index), size)
+        full = self.groups[0]
+        return self._sample_crops(full, Draws(seed, epoch, index, streams=full.numbers, places=_PLACES), size)
 
-    def apply(self, pixels: Tensor, params: dict[str, Params]) -> Tensor:
-        """Make both views: crop, flip, the operations in their order, normalise.
+    def _sample_crops(self, group: ViewGroup, draws: Draws, size: Tensor) -> Tensor:
+        return sample_crops(draws.uniform("crop", CROP_DRAWS), size, group.scale, self.config.ratio)
+
+    def apply(self, pixels: Tensor, params: dict[str, Any]) -> Views:
+        """Make the views: crop, flip, the operations in their order, normalise.
 
         Args:
-            pixels: uint8 [B, V, H, W, 3]. V = 1: whole images, to be cropped here. V = 2: the crops, H = W = S.
+            pixels: uint8 [B, C, H, W, 3]. C = 1: whole images, to be cropped here. C = 2: the crops, H = W = S.
             params: of ``sample_params`` for these images.
 
         Returns:
-            float32 [2B, 3, S, S], channels_last: the B first views, then the B second ones.
+            As ``views``.
 
         Raises:
-            ValueError: V = 2, but the crops are not S x S.
+            ValueError: C = 2, but the crops are not S x S, or there are other views than two full ones.
         """
+        groups = ((group, params if group.name == "full" else params[group.name]) for group in self.groups)
+        return Views(*(self._apply_group(group, pixels, its_params) for group, its_params in groups))
+
+    def _apply_group(self, group: ViewGroup, pixels: Tensor, params: dict[str, Any]) -> Tensor:
         flip = params.get("flip")
         if pixels.shape[1] == 1:
-            images = crop_resize(pixels[:, 0], params["crop"], self.image_size, self.config.interpolation, flip)
+            images = crop_resize(pixels[:, 0], params["crop"], group.side, self.config.interpolation, flip)
             planes = images.unbind(dim=1)
         else:
             planes = self._planes_of_crops(pixels, flip)
-        for operation in self.operations:
+        for operation in self.operations[group.name]:
             planes = operation.apply(planes, params[operation.name])
         return self._normalise(planes)
 
@@ -141,13 +168,9 @@ class Augment:
         images = crop_resize(pixels[:, 0], boxes, self.image_size, self.config.interpolation)
         return self._normalise(images.unbind(dim=1))
 
-    def _draws(self, seed: Tensor | int, epoch: Tensor | int, index: Tensor) -> Draws:
-        return Draws(seed, epoch, index, streams=(0, 1), places=_PLACES)
-
-    def _sample_crops(self, draws: Draws, size: Tensor) -> Tensor:
-        return sample_crops(draws.uniform("crop", CROP_DRAWS), size, self.config.scale, self.config.ratio)
-
     def _planes_of_crops(self, pixels: Tensor, flip: Tensor | None) -> Planes:
+        if self.needs_whole_images:
+            raise ValueError(f"views of {[group.count for group in self.groups]} need whole images, not ready crops")
         if pixels.shape[2:4] != (self.image_size, self.image_size):
             raise ValueError(f"an image's crops must have {self.image_size} pixels a side, not {pixels.shape[2:4]}")
         planes = (pixels.transpose(0, 1).flatten(0, 1) / 255).unbind(dim=-1)

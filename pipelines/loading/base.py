@@ -104,9 +104,18 @@ class BaseLoader(ABC):
         self._closed = True
 
     def _cuts_crops(self) -> bool:
-        """Whether this loader hands over the two crops (V = 2) and not whole images (V = 1)."""
-        crops = self._data.crops
-        return self._train and (crops == "loader" or (crops == "auto" and self.device.type == "cpu"))
+        """Whether this loader hands over the two crops (C = 2) and not whole images (C = 1).
+
+        Raises:
+            UserError: it should, but the recipe has other views than two full ones.
+        """
+        crops, whole = self._data.crops, self._augment.needs_whole_images
+        if self._train and crops == "loader" and whole:
+            raise UserError(
+                "data.crops=loader: loaders cut two full views only; set data.crops=auto, or augment.views=2 "
+                "and augment.local_views=0"
+            )
+        return self._train and (crops == "loader" or (crops == "auto" and self.device.type == "cpu" and not whole))
 
     def _canvas(self) -> tuple[int, int]:
         """Height and width into which every image of the split fits, after ``fit_canvas``."""

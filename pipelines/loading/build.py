@@ -34,8 +34,8 @@ def build_loader(
         data, augment: as configured. ``data.loader``: "torch" reads every format, any other loader only the format of
             the same name. "auto": the loader of the format of ``packed``, or "torch" if that format has none.
         split: "train" or "val".
-        train: shuffled, with ``data.drop_last``; V = 1 from resident, V = 2 from torch, and ``data.crops`` decides for
-            ffcv and dali. False: packed order, every image once, V = 1.
+        train: shuffled, with ``data.drop_last``; resident hands over whole images (C = 1), for the other loaders
+            ``data.crops`` decides. False: packed order, every image once, C = 1.
         seed: of the order and of the crops.
         device: where batches go.
         rank, world_size: this process gets slice ``rank`` of ``world_size`` of each batch of ``data.batch_size``.

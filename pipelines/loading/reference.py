@@ -23,12 +23,12 @@ __all__ = ["TorchLoader"]
 
 
 class TorchLoader(BaseLoader):
-    """Two crops of each image (V = 2) for training, whole images (V = 1) for evaluation, made by worker processes."""
+    """Depending on ``data.crops``, two crops of each image (C = 2) or whole images (C = 1), from worker processes."""
 
     def _prepare(self) -> None:
         data = self._data
-        if self._train:
-            dataset = _Crops(self._reader, self._augment, data.image_size, self.sampler.seed)
+        if self._cuts_crops():
+            dataset: _Batches = _Crops(self._reader, self._augment, data.image_size, self.sampler.seed)
         else:
             dataset = _WholeImages(self._reader, self._canvas(), data.canvas)
         workers = worker_count(data)

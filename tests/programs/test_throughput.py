@@ -203,7 +203,7 @@ def test_an_image_costs_about_eight_forwards(config):
     throughput = Throughput(config("data.image_size=32", "method.name=byol"), **QUICK)
     batch = next(iter(throughput.loader))
     encoder = throughput.step.method.student
-    views = throughput.step.views(batch.pixels, batch.size, batch.index)
+    views = throughput.step.views(batch.pixels, batch.size, batch.index).full
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(views)
     forward = counter.get_total_flops() / len(views)

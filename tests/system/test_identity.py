@@ -33,7 +33,6 @@ ARMS = {
     "vssl, cosine, predictive": PREDICTIVE,
     "vssl, cosine, prior": (*PREDICTOR, "method.likelihood=prior", "method.kappa=4"),
     "vssl, gaussian, predictive": (*PREDICTIVE, "method.form=gaussian"),
-    "vssl, gaussian, predictive, coupled": (*PREDICTIVE, "method.form=gaussian", "method.decoupled=false"),
     "vssl, gaussian, prior": (*PREDICTOR, "method.form=gaussian", "method.likelihood=prior"),
     "vssl, two micro-batches, clipped": (*PREDICTIVE, "train.accumulate=2", "train.clip_grad=1"),
     "vssl, no predictor, bicubic": (*PREDICTIVE, "method.predictor=false", "augment.interpolation=bicubic"),

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.augment.groups import at_side
 from pipelines.augment.views import Augment
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Views
 from pipelines.convert import DIGITS_DIR, pack_digits_if_absent
 from pipelines.formats.packed import Packed, open_packed
 from pipelines.loading.base import BaseLoader
@@ -23,6 +24,7 @@ from vssl.engine.step import MakeViews, TrainStep
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods import build_method
 from vssl.methods.base import Method
+from vssl.methods.pairs import ViewCounts
 from vssl.models.backbones import check_side
 from vssl.runtime.device import repeat_bits, resolve_device
 from vssl.runtime.precision import resolve_amp
@@ -53,28 +55,33 @@ def training_loader(
     config: Config, packed: Packed, device: torch.device, world: World, side: int | None = None
 ) -> BaseLoader:
     """The loader of this process's training images; ``side``: of the views, instead of ``data.image_size``."""
-    data = config.data if side is None else dataclasses.replace(config.data, image_size=side)
+    full = config.data.image_size
+    data = dataclasses.replace(config.data, image_size=side or full)
+    augment = at_side(config.augment, full, data.image_size)
     place = {"rank": world.rank, "world_size": world.size}
-    return build_loader(
-        data, config.augment, packed, "train", train=True, seed=config.train.seed, device=device, **place
-    )
+    return build_loader(data, augment, packed, "train", train=True, seed=config.train.seed, device=device, **place)
 
 
 def initial_method(config: Config, peers: Peers | None = None) -> Method:
     """The method as a run of a resolved config starts with it: its weights drawn from ``train.seed`` or read from
-    ``model.weights``; peers as in ``build_method``. Raises UserError as it does, and if the network does not take views
-    of ``train.first_size``."""
+    ``model.weights``; peers as in ``build_method``. Raises UserError as it does, and if the network does not take local
+    views or views of ``train.first_size``."""
     torch.manual_seed(config.train.seed)
-    method = build_method(config.method, config.model, config.data.image_size, seed=config.train.seed, peers=peers)
-    if config.train.first_size:
-        check_side(method.student.backbone, config.model.backbone, config.train.first_size)
+    full, counts = config.data.image_size, ViewCounts.of(config.augment)
+    method = build_method(config.method, config.model, full, views=counts, peers=peers)
+    for side in {full, config.train.first_size or full}:
+        if side != full:
+            check_side(method.student.backbone, config.model.backbone, side)
+        if counts.local:
+            local = at_side(config.augment, full, side).local_size
+            check_side(method.student.backbone, config.model.backbone, local)
     return method
 
 
 def make_views(augment: Augment, seed: int) -> MakeViews:
-    """The function with which the step makes the two views of ``augment``."""
+    """The function with which the step makes the views of ``augment``."""
 
-    def make(pixels: Tensor, size: Tensor, index: Tensor, epoch: Tensor) -> Tensor:
+    def make(pixels: Tensor, size: Tensor, index: Tensor, epoch: Tensor) -> Views:
         return augment.views(pixels, size, index, seed, epoch)
 
     return make

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.augment.groups import complete
 from pipelines.config import SMALL_IMAGE, AugmentConfig, DataConfig
 from pipelines.options import option
 from vssl.config import read_config, variants
@@ -95,7 +96,12 @@ def resolve(config: Config) -> Config:
     method = find_method(config.method.name)
     recipe = method.recipe(config.method, small_images=config.data.image_size <= SMALL_IMAGE)
     optim = {"name": recipe.optimizer, "lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    return dataclasses.replace(config, method=_fill(config.method, recipe.options), optim=_fill(config.optim, optim))
+    return dataclasses.replace(
+        config,
+        method=_fill(config.method, recipe.options),
+        optim=_fill(config.optim, optim),
+        augment=complete(_fill(config.augment, recipe.augment), config.data.image_size),
+    )
 
 
 def _fill(section: Any, values: dict[str, Any]) -> Any:

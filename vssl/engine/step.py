@@ -12,22 +12,23 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from pipelines.batch import Batch
+from pipelines.augment.groups import view_groups
+from pipelines.batch import Batch, Views
 from vssl.collectives import Exchange, rehearsal, rehearsing
 from vssl.engine.config import Config
 from vssl.engine.metrics import MeanAccumulator
 from vssl.engine.nonfinite import Watch
 from vssl.evaluation.feature_statistics import feature_health
 from vssl.evaluation.probe import OnlineProbe
-from vssl.methods.base import Method
+from vssl.methods.base import Keys, Method
 from vssl.optim import build_optimizer, load_optimizer, set_learning_rate
 from vssl.runtime.precision import LossScale, autocast
 from vssl.runtime.processes import World
 
 __all__ = ["MakeViews", "TrainStep", "Update"]
 
-# From (pixels, size, index, epoch), the first three as in ``Batch``, to both views, float32 [2B, 3, S, S].
-MakeViews = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# From (pixels, size, index, epoch), the first three as in ``Batch``, to the views.
+MakeViews = Callable[[Tensor, Tensor, Tensor, Tensor], Views]
 
 
 class Update(NamedTuple):
@@ -48,13 +49,14 @@ class _Learners(nn.Module):
         self.method, self.probe = method, probe
         self.compute = self.loss
 
-    def forward(self, *arguments: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.compute(*arguments)
+    def forward(self, views: Views, keys: Keys, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.method.expect(len(labels))
+        return self.compute(views, keys, labels)
 
-    def loss(self, views: Tensor, index: Tensor, labels: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """views [2B, 3, S, S], index and labels [B] -> loss and detached scalars."""
-        loss, features, metrics = self.method(views, index, epoch)
-        metrics = {"loss": loss.detach(), **metrics, **feature_health(features)}
+    def loss(self, views: Views, keys: Keys, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Views of B images, labels int64 [B] -> loss and detached scalars."""
+        loss, features, metrics = self.method(views, keys)
+        metrics = {"loss": loss.detach(), **metrics, **feature_health(features, len(labels))}
         if self.probe is not None:
             probe_loss = self.probe.loss(features, labels)
             metrics["probe_loss"] = probe_loss.detach()
@@ -70,7 +72,7 @@ class TrainStep:
 
     Args:
         config: resolved.
-        make_views: makes the two views; ``set_views`` replaces it.
+        make_views: makes the views; ``set_views`` replaces it.
         method: on the device, in channels_last format.
         probe: the online probe, or None.
         amp: dtype to autocast to, or None.
@@ -100,12 +102,15 @@ class TrainStep:
             self.probe_optimizer = build_optimizer([probe], "sgd", torch.zeros((), device=device), 0.0, 0.9, 0.0)
         self.metrics = MeanAccumulator()
         # Values that change from step to step are tensors: a compiled or captured step reads their current content.
-        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+        self.epoch, self.step = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+        self._seed = torch.tensor(config.train.seed, device=device)
+        groups = view_groups(config.augment, config.data.image_size)
+        self._view = torch.tensor([number for group in groups for number in group.numbers], device=device)
         self.ema_rate = torch.zeros((), device=device)  # 1 - tau
         self.watch = Watch(config.data.batch_size // self.world.size, device)
         self._weights = [w for w in method.parameters() if w.requires_grad]
         self._buffers = [b.view(-1) for b in method.guarded_buffers()]
-        self._saved_buffers = torch.cat(self._buffers)
+        self._saved_buffers = torch.cat(self._buffers) if self._buffers else None
         self._learners = _Learners(method, probe)
         self._forward = self._distribute(self._learners) if self.world.distributed else self._learners
         self.set_views(make_views)
@@ -157,9 +162,11 @@ class TrainStep:
             self.backward(batch)
         return exchanges
 
-    def set_schedule(self, epoch: int, lr: float, probe_lr: float, tau: float) -> None:
-        """Write epoch, learning rates and the teacher's momentum into the tensors that the step reads."""
+    def set_schedule(self, epoch: int, lr: float, probe_lr: float, tau: float, step: int = 0) -> None:
+        """Write epoch, learning rates the teacher's momentum and the number of steps before this one
+        into the tensors that the step reads."""
         self.epoch.fill_(epoch)
+        self.step.fill_(step)
         set_learning_rate(self.optimizer, lr)
         if self.probe_optimizer is not None:
             set_learning_rate(self.probe_optimizer, probe_lr)
@@ -167,14 +174,15 @@ class TrainStep:
 
     def __call__(self, batch: Batch) -> None:
         """Train on a batch; its metrics are added to ``metrics``."""
-        torch.cat(self._buffers, out=self._saved_buffers)
+        if self._buffers:
+            torch.cat(self._buffers, out=self._saved_buffers)
         metrics = self.backward(batch)
         update = self.update(metrics["loss"])
         self.watch.note(update.good, batch.index)
         self.metrics.add({**metrics, "grad_norm": update.grad_norm})
 
     @contextlib.contextmanager
-    def ready_views(self, views: Sequence[Tensor]) -> Iterator[None]:
+    def ready_views(self, views: Sequence[Views]) -> Iterator[None]:
         """For measurements: the step takes ``views`` in turn for its micro-batches instead of making them."""
         made, before = itertools.cycle(views), self._make_views
         self._make_views = lambda *_: next(made)
@@ -186,7 +194,7 @@ class TrainStep:
     def forward(self, batch: Batch) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """For measurements: the forward pass; loss (with its graph) and detached scalars of each micro-batch."""
         return [
-            self._forward(self.views(pixels, size, index), index, labels, self.epoch)
+            self._forward(self.views(pixels, size, index), self.keys(index), labels)
             for pixels, size, labels, index in self.micro_batches(batch)
         ]
 
@@ -206,7 +214,7 @@ class TrainStep:
         micros = self.micro_batches(batch)
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
-                loss, metrics = self._forward(self.views(pixels, size, index), index, labels, self.epoch)
+                loss, metrics = self._forward(self.views(pixels, size, index), self.keys(index), labels)
                 parts = len(batch.index) / len(index)  # micro-batches of a ragged last batch are not all of one size
                 (loss * (self.loss_scale.scale / parts)).backward()
             values = torch._foreach_div(list(metrics.values()), parts)
@@ -219,14 +227,18 @@ class TrainStep:
             return contextlib.nullcontext()
         return self._forward.no_sync()
 
-    def views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Tensor:
-        """Both augmented views of a batch, float32 [2B, 3, S, S]; arguments as in ``Batch``."""
+    def views(self, pixels: Tensor, size: Tensor, index: Tensor) -> Views:
+        """The augmented views of a batch; arguments as in ``Batch``."""
         return self._make_views(pixels, size, index, self.epoch)
+
+    def keys(self, index: Tensor) -> Keys:
+        """What the randomness of a step on the images ``index``, int64 [B], depends on."""
+        return Keys(self._seed, self.epoch, self.step, index, self._view)
 
     @torch.no_grad()
     def update(self, loss: Tensor) -> Update:
         """Update weights, teacher and buffers; nothing changes if the loss or a gradient is not finite."""
-        gradients = [w.grad for w in self._weights]
+        gradients = [w.grad for w in self._weights if w.grad is not None]
         norm = get_total_norm(gradients, foreach=True) / self.loss_scale.scale
         good = self.world.all(torch.isfinite(norm) & torch.isfinite(loss))
         found_inf = 1.0 - good.float()
@@ -241,8 +253,9 @@ class TrainStep:
             optimizer.step()
         if not self.config.model.sync_batchnorm:  # each process has its own statistics
             self.world.average(self._buffers)
-        kept = torch.where(good, torch.cat(self._buffers), self._saved_buffers)
-        torch._foreach_copy_(self._buffers, kept.split([len(b) for b in self._buffers]))
+        if self._buffers:
+            kept = torch.where(good, torch.cat(self._buffers), self._saved_buffers)
+            torch._foreach_copy_(self._buffers, kept.split([len(b) for b in self._buffers]))
         self.method.after_update(self.ema_rate * good)
         self.loss_scale.update(found_inf)
         return Update(good, norm)

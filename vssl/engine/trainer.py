@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.augment.groups import at_side
 from pipelines.augment.views import Augment
 from pipelines.batch import Loader
 from pipelines.errors import UserError
@@ -181,7 +182,8 @@ class Trainer:
         self.loader.close()
         self.loader = self._build_loader()
         self.loader.load_state_dict(state)
-        self.train_step.set_views(make_views(Augment(self.config.augment, side), train.seed))
+        augment = at_side(self.config.augment, full, side)
+        self.train_step.set_views(make_views(Augment(augment, side), train.seed))
         if self.world.is_main:
             print(f"views of {side} pixels from epoch {self.step // len(self.loader)} on", file=sys.stderr)
         return True
@@ -199,6 +201,7 @@ class Trainer:
         tau = self._tau(self.step)
         self.train_step.set_schedule(
             epoch=self.step // len(self.loader),
+            step=self.step,
             lr=self.schedule.learning_rate(self.step),
             probe_lr=self.probe_schedule.learning_rate(self.step),
             tau=1.0 if tau is None else tau,

@@ -1,5 +1,7 @@
 """How well features use their dimensions: spread, effective rank, RankMe, alignment, uniformity."""
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,15 +9,20 @@ from torch.nn import functional as F
 __all__ = ["alignment", "effective_rank", "feature_health", "feature_std", "rankme", "uniformity"]
 
 
-def feature_health(features: Tensor) -> dict[str, Tensor]:
-    """The diagnostics of every log line, from a batch's features [2B, F], the first B rows view 1: detached scalars,
-    without a host sync. ``rankme`` is left out: on a GPU, singular values take longer than some training steps."""
-    one, other = features.detach().chunk(2)
+def feature_health(features: Tensor, images: int) -> dict[str, Tensor]:
+    """The diagnostics of every log line, from a batch's features: detached scalars, without a host sync. ``rankme`` is
+    left out: on a GPU, singular values take longer than some training steps.
+
+    Args:
+        features: [V * B, F], view after view; spread, rank and uniformity are those of the first view.
+        images: B.
+    """
+    views = features.detach().split(images)
     return {
-        "feature_std": feature_std(one),
-        "effective_rank": effective_rank(one),
-        "alignment": alignment(one, other),
-        "uniformity": uniformity(one),
+        "feature_std": feature_std(views[0]),
+        "effective_rank": effective_rank(views[0]),
+        "alignment": alignment(*views),
+        "uniformity": uniformity(views[0]),
     }
 
 
@@ -53,12 +60,15 @@ def rankme(features: Tensor) -> Tensor:
     return (-(share * share.log()).sum()).exp()
 
 
-def alignment(one: Tensor, other: Tensor) -> Tensor:
-    """Mean squared distance of two views' unit features, both [N, F]: 0 (invariant) to 4, a scalar.
+def alignment(*views: Tensor) -> Tensor:
+    """Mean squared distance of the unit features of two views, [N, F] each; of more views the mean over pairs. A scalar
+    from 0 (invariant) to 4.
 
     E |u - v|^2 (Wang and Isola, arXiv 2005.10242, equation 4, alpha = 2).
     """
-    return (F.normalize(one.float(), dim=1) - F.normalize(other.float(), dim=1)).square().sum(dim=1).mean()
+    units = [F.normalize(view.float(), dim=1) for view in views]
+    distances = [(one - other).square().sum(dim=1).mean() for one, other in itertools.combinations(units, 2)]
+    return torch.stack(distances).mean()
 
 
 def uniformity(features: Tensor) -> Tensor:

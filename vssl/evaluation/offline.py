@@ -92,7 +92,7 @@ class OfflineEvaluation:
         results = []
         with self._loader(self.packed, "val") as loader:
             for batch in loader:
-                results.append(compute(self.model.augment.views(batch.pixels, batch.size, batch.index, 0, 0)))
+                results.append(compute(self.model.augment.views(batch.pixels, batch.size, batch.index, 0, 0).full))
         first, second = zip(*results, strict=True)
         return torch.cat(first), torch.cat(second)
 

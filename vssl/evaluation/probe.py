@@ -22,7 +22,7 @@ class OnlineProbe(nn.Module):
         return self.linear(features.detach().float())
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of features [2B, F] (both views) for labels int64 [B]; images labelled -1 do not count."""
-        labels = labels.repeat(2)
+        """Mean cross-entropy of features [V * B, F] for labels int64 [B]; images labelled -1 do not count."""
+        labels = labels.repeat(len(features) // len(labels))
         losses = F.cross_entropy(self(features), labels, ignore_index=-1, reduction="sum")
         return losses / (labels >= 0).sum().clamp(min=1)

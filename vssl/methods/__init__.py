@@ -5,6 +5,7 @@ import sys
 
 from vssl.collectives import Peers
 from vssl.methods.base import Method, MethodOptions
+from vssl.methods.pairs import ViewCounts
 from vssl.models.backbones import build_backbone
 from vssl.models.config import ModelConfig
 from vssl.models.norm import synchronise_statistics
@@ -29,14 +30,19 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(
-    options: MethodOptions, model: ModelConfig, image_size: int, *, seed: int = 0, peers: Peers | None = None
+    options: MethodOptions,
+    model: ModelConfig,
+    image_size: int,
+    *,
+    views: ViewCounts | None = None,
+    peers: Peers | None = None,
 ) -> Method:
     """A method with a new network, its weights random or from ``model.weights``.
 
     Args:
         options: resolved: no value is null.
-        image_size: side of a view in pixels.
-        seed: of the noise that methods draw; the network's weights use torch's default generator.
+        image_size: side of a full view in pixels.
+        views: how many views an image has.
         peers: the processes that share every batch.
 
     Raises:
@@ -48,7 +54,7 @@ def build_method(
         left_out = load_backbone_weights(backbone, model.weights)
         if left_out:
             print(left_out, file=sys.stderr)
-    method = find_method(options.name)(options, backbone, width, seed=seed, peers=peers)
+    method = find_method(options.name)(options, backbone, width, views=views, peers=peers)
     if peers.distributed and model.sync_batchnorm:
         synchronise_statistics(method)
     return method

@@ -4,21 +4,23 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pipelines.batch import Views
 from pipelines.errors import UserError
 from pipelines.options import option
 from vssl.collectives import Peers
+from vssl.methods.pairs import ViewCounts
 from vssl.models.ema import Teacher
 from vssl.models.encoder import Encoder
 from vssl.models.heads import Gaussian
 from vssl.models.norm import separate_views
 
-__all__ = ["Method", "MethodOptions", "Output", "PredictorOptions", "Recipe", "TeacherOptions", "swap_views"]
+__all__ = ["Keys", "Method", "MethodOptions", "Output", "PredictorOptions", "Recipe", "TeacherOptions"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,6 @@ class TeacherOptions(MethodOptions):
     """Options of methods with a momentum teacher."""
 
     tau: float | None = option(None, "the teacher's momentum at the start; rises to 1 by a cosine", low=0.0, high=1.0)
-    teacher_statistics: Literal["batch", "moving"] = option(
-        "batch",
-        "what the teacher's BatchNorm uses; batch: the statistics of each view of the batch; moving: moving averages "
-        "of the student's (the teacher then runs in evaluation mode)",
-    )
 
 
 @dataclass(frozen=True)
@@ -59,19 +56,32 @@ class Recipe:
     Args:
         optimizer, lr, weight_decay: values for the section ``optim``.
         options: values for the method's own options.
+        augment: values for the section ``augment``.
     """
 
     optimizer: str
     lr: float
     weight_decay: float
     options: dict[str, Any]
+    augment: dict[str, Any] = field(default_factory=dict)
+
+
+class Keys(NamedTuple):
+    """What all randomness of a method depends on, as tensors on the device: two steps with the same keys draw the same
+    numbers (``pipelines.rng``), on any number of processes."""
+
+    seed: Tensor  # int64, a scalar: the run's
+    epoch: Tensor  # int64, a scalar, from 0
+    step: Tensor  # int64, a scalar: steps of the run before this one
+    index: Tensor  # int64 [B], the images' positions in the packed split
+    view: Tensor  # int64 [V + L], the views' numbers (``pipelines.augment.groups``), full views first
 
 
 class Output(NamedTuple):
     """What a method computes from the views of a batch."""
 
     loss: Tensor  # scalar, float32
-    features: Tensor  # [2B, F], of the student's backbone, the B rows of view 1 first; for the online probe
+    features: Tensor  # [V * B, F], of the student's backbone for the full views; for the online probe
     metrics: dict[str, Tensor]  # detached scalars, the same names at every step
 
 
@@ -83,9 +93,9 @@ class Method(nn.Module, ABC):
 
     Args:
         options: an instance of ``Options``, no value null.
-        backbone: [B, 3, S, S] -> [B, width], its norms replaced by ``vssl.models.norm.adopt_norms``.
+        backbone: [N, 3, S, S] -> [N, width], its norms replaced by ``vssl.models.norm.adopt_norms``.
         width: width of its features.
-        seed: seed of the counter-based noise.
+        views: how many views an image has.
         peers: the processes that share every batch.
 
     Attributes:
@@ -100,16 +110,23 @@ class Method(nn.Module, ABC):
     teacher: Teacher | None
 
     def __init__(
-        self, options: MethodOptions, backbone: nn.Module, width: int, *, seed: int = 0, peers: Peers | None = None
+        self,
+        options: MethodOptions,
+        backbone: nn.Module,
+        width: int,
+        *,
+        views: ViewCounts | None = None,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__()
         self.options: Any = options  # an instance of ``Options``
-        self.seed, self.peers = seed, peers or Peers()
+        self.views, self.peers = views or ViewCounts(), peers or Peers()
         self.autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext
         self.width = width
         self.teacher = None
         self.build(backbone, width)
-        separate_views(self, 2)  # as in the methods' papers: BatchNorm takes its statistics from one view at a time
+        self._images = 0  # in the last batch
+        self.register_forward_pre_hook(lambda method, arguments: method.expect(len(arguments[1].index)))
 
     @classmethod
     @abstractmethod
@@ -121,14 +138,37 @@ class Method(nn.Module, ABC):
         """Set ``student`` and the other parts; the constructor calls it last."""
 
     @abstractmethod
-    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+    def forward(self, views: Views, keys: Keys) -> Output:
         """The loss of a batch.
 
         Args:
-            views: float32 [2B, 3, S, S], the B first views, then the B second views.
-            index: int64 [B], the images' positions in the packed split.
-            epoch: int64, a scalar; with ``seed`` and ``index`` it determines the noise.
+            views: of B images.
+            keys: what its random numbers depend on.
         """
+
+    def expect(self, images: int) -> None:
+        """Prepare the norms for batches of so many images: as in the methods' papers, BatchNorm takes its statistics
+        from one view at a time. A call of the module does it too, but compiled code must not have to."""
+        if images != self._images:
+            separate_views(self, images)
+            self._images = images
+
+    def encode(self, views: Views) -> tuple[Tensor, list[Any]]:
+        """The student's features of the full views [V * B, F], and the projector's embeddings of each group."""
+        features, embedding = self.student(views.full)
+        return features, [embedding] if views.local is None else [embedding, self.student(views.local)[1]]
+
+    def add_predictors(self, build: Callable[[], nn.Module]) -> None:
+        """Set ``predictor``, and ``local_predictor`` if there are local views: each kind of view has one of its own
+        (arXiv 2602.05845)."""
+        self.predictor = build()
+        if self.views.local:
+            self.local_predictor = build()
+
+    def apply_predictors(self, embeddings: list[Tensor]) -> Tensor:
+        """The predictions from embeddings of each group of views, joined: [(V + L) * B, D]."""
+        full, *local = embeddings
+        return torch.cat([self.predictor(full), *(self.local_predictor(part) for part in local)])
 
     def after_update(self, rate: Tensor) -> None:
         """Update the teacher; called after each optimizer step.
@@ -152,20 +192,16 @@ class Method(nn.Module, ABC):
         raise UserError(f"method.name={self.options.name} has no variance")
 
     def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
-        """The student's prediction of the teacher's embedding of the other view, and that embedding.
+        """The student's prediction of the teacher's embedding of another view, and that embedding, for all pairs of
+        full views.
 
         Args:
-            views: float32 [2B, 3, S, S], the first B of them view 1.
+            views: float32 [V * B, 3, S, S].
 
         Returns:
-            mean and log-variance [2B, D], and the teacher's means [2B, D], which they predict.
+            mean and log-variance [P * B, D], and the teacher's means [P * B, D], which they predict, pair after pair.
 
         Raises:
             UserError: the method has no variance.
         """
         raise UserError(f"method.name={self.options.name} has no variance")
-
-
-def swap_views(rows: Tensor) -> Tensor:
-    """[2B, ...] with its halves exchanged: row i becomes the row of the other view of the same image."""
-    return torch.cat(rows.chunk(2)[::-1])

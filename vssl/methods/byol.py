@@ -9,8 +9,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.batch import Views
 from pipelines.options import option
-from vssl.methods.base import Method, Output, PredictorOptions, Recipe, swap_views
+from vssl.methods.base import Keys, Method, Output, PredictorOptions, Recipe
+from vssl.methods.pairs import TWO_VIEWS, ViewCounts, mean_over_pairs, pair_rows
 from vssl.models.ema import Teacher
 from vssl.models.encoder import Encoder
 from vssl.models.heads import mlp
@@ -18,13 +20,17 @@ from vssl.models.heads import mlp
 __all__ = ["BYOL", "BYOLOptions", "byol_loss"]
 
 
-def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """2 - 2 cos(prediction, target), mean over the rows, both directions summed: a scalar in [0, 8].
+def byol_loss(prediction: Tensor, target: Tensor, counts: ViewCounts = TWO_VIEWS) -> Tensor:
+    """2 - 2 cos(prediction, target), mean over images and pairs of views, times 2: a scalar in [0, 8].
 
-    Equations 2 and 3 of the paper. Averaging the directions instead is a common mistake: it halves the learning
-    rate that the recipe means. Both float32 [2B, D]; row i of ``target`` is the teacher's projection of the other view.
+    Equations 2 and 3 of the paper, which sums the two directions of two views. Averaging them instead is a common
+    mistake: it halves the learning rate that the recipe means.
+
+    Args:
+        prediction, target: float32 [P * B, D], the student's prediction and the teacher's projection of each pair.
+        counts: whose pairs they are.
     """
-    return 2.0 * (2.0 - 2.0 * F.cosine_similarity(prediction, target, dim=1).mean())
+    return 2.0 * (2.0 - 2.0 * mean_over_pairs(counts, F.cosine_similarity(prediction, target, dim=1)))
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,18 @@ class BYOL(Method):
     def build(self, backbone: nn.Module, width: int) -> None:
         options = self.options
         self.student = Encoder(backbone, mlp(width, options.projector_hidden, options.latent))
-        self.predictor = nn.Identity()
-        if options.predictor:
-            self.predictor = mlp(options.latent, options.predictor_hidden, options.latent)
-        self.teacher = Teacher(self.student, options.teacher_statistics)
+        self.add_predictors(
+            lambda: (
+                mlp(options.latent, options.predictor_hidden, options.latent) if options.predictor else nn.Identity()
+            )
+        )
+        self.teacher = Teacher(self.student)
 
-    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+    def forward(self, views: Views, keys: Keys) -> Output:
         """Besides the loss: the mean ``cosine`` of prediction and target."""
         with self.autocast():
-            _, projection = self.teacher(views)
-            features, prediction = self._predict(views)
-        prediction, target = prediction.float(), swap_views(projection.float())
-        loss = byol_loss(prediction, target)
+            _, projection = self.teacher(views.full)
+            features, embeddings = self.encode(views)
+            prediction = self.apply_predictors(embeddings)
+        loss = byol_loss(*pair_rows(self.views, prediction.float(), projection.float()), self.views)
         return Output(loss, features, {"cosine": 1.0 - loss.detach() / 4.0})
-
-    def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, projection = self.student(images)
-        return features, self.predictor(projection)

@@ -1,6 +1,7 @@
-"""DINO: the student predicts the teacher's soft assignment of the other view to prototypes.
+"""DINO: the student predicts the teacher's soft assignment of another view to prototypes.
 
-Caron et al., Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.14294; without multi-crop here.
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.14294. Its multi-crop is
+``augment.local_views=8 augment.scale=[0.4,1.0]``.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.batch import Views
 from pipelines.options import option
-from vssl.methods.base import Method, Output, Recipe, TeacherOptions, swap_views
+from vssl.methods.base import Keys, Method, Output, Recipe, TeacherOptions
+from vssl.methods.pairs import TWO_VIEWS, ViewCounts, mean_over_pairs
 from vssl.models.ema import Teacher
 from vssl.models.encoder import Encoder
 
@@ -51,18 +54,24 @@ class DINOHead(nn.Module):
 
 
 def dino_loss(
-    student: Tensor, teacher: Tensor, centre: Tensor, *, student_temperature: float, teacher_temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    counts: ViewCounts = TWO_VIEWS,
+    *,
+    student_temperature: float,
+    teacher_temperature: float | Tensor,
 ) -> dict[str, Tensor]:
-    """Cross-entropy between the teacher's assignment of one view and the student's of the other; mean of both
-    directions.
+    """Cross-entropy of the teacher's assignment of one view and the student's of another; mean over pairs of views.
 
-    Algorithm 1 of the paper: H(t1, s2) / 2 + H(t2, s1) / 2 with H(t, s) = -sum_k P_t log P_s, P_s = softmax(s / T_s)
-    and P_t = softmax((t - centre) / T_t). Centring prevents one prototype from dominating, sharpening
-    (T_t < T_s) prevents a uniform assignment.
+    Equation 3 and algorithm 1 of the paper: the mean of H(t, s) = -sum_k P_t log P_s over pairs, with
+    P_s = softmax(s / T_s) and P_t = softmax((t - centre) / T_t). Centring prevents one prototype from dominating,
+    sharpening (T_t < T_s) prevents a uniform assignment.
 
     Args:
-        student, teacher: float32 [2B, K], the B rows of view 1 first; the teacher gets no gradient.
+        student, teacher: float32 [(V + L) * B, K] and [V * B, K], view after view; the teacher gets no gradient.
         centre: float32 [K].
+        counts: V and L.
         student_temperature, teacher_temperature: T_s and T_t, > 0.
 
     Returns:
@@ -70,10 +79,12 @@ def dino_loss(
         ``kl``, KL(P_t || P_s). A ``kl`` of 0 means collapse: the teacher's output is the same for all
         images (section 5.3).
     """
-    log_target = F.log_softmax((swap_views(teacher.detach()) - centre) / teacher_temperature, dim=1)
+    log_target = F.log_softmax((teacher.detach() - centre) / teacher_temperature, dim=1)
     log_choice = F.log_softmax(student / student_temperature, dim=1)
     target = log_target.exp()
-    loss = -(target * log_choice).sum(dim=1).mean()
+    targets, choices = target.chunk(counts.full), log_choice.chunk(counts.full + counts.local)
+    rows = [-(targets[pair.teacher] * choices[pair.student]).sum(dim=1) for pair in counts.pairs]
+    loss = mean_over_pairs(counts, torch.cat(rows))
     entropy = -(target * log_target).sum(dim=1).mean()
     return {"loss": loss, "target_entropy": entropy, "kl": loss.detach() - entropy}
 
@@ -84,6 +95,12 @@ class DINOOptions(TeacherOptions):
     prototypes: int = option(4096, "K, number of prototypes", low=2)
     student_temperature: float = option(0.1, "temperature of the student's softmax", low=1e-6)
     teacher_temperature: float = option(0.04, "temperature of the teacher's softmax; lower is sharper", low=1e-6)
+    warmup_teacher_temperature: float = option(
+        0.04, "temperature of the teacher's softmax in the first epoch", low=1e-6
+    )
+    warmup_teacher_temperature_epochs: int = option(
+        0, "epochs in which it rises linearly to teacher_temperature; 0: it is constant (the paper: 0.07 in 30)", low=0
+    )
     centre_momentum: float = option(
         0.9, "m of the centre of the teacher's outputs: c <- m c + (1 - m) mean of the batch", low=0.0, high=1.0
     )
@@ -94,7 +111,7 @@ class DINO(Method):
     """Backbone, head with a bottleneck of width ``latent``, a momentum teacher, and the centre of its outputs.
 
     Frozen prototypes have a gradient of 0. Weight decay still scales them, but they are normalised when used. The
-    teacher's temperature is constant, as in the authors' program by default; the paper's warm-up to 0.07 is left out.
+    teacher's temperature is constant by default, as in the authors' program.
 
     Attributes:
         centre: float32 [prototypes], the moving average of the teacher's outputs over the batches of all processes.
@@ -112,27 +129,41 @@ class DINO(Method):
         options = self.options
         head = DINOHead(width, options.projector_hidden, options.latent, options.prototypes)
         self.student = Encoder(backbone, head)
-        self.teacher = Teacher(self.student, options.teacher_statistics)
+        self.teacher = Teacher(self.student)
         self.register_buffer("centre", torch.zeros(options.prototypes))
 
-    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+    def forward(self, views: Views, keys: Keys) -> Output:
         """The loss; the metrics are those of ``dino_loss``."""
-        options = self.options
+        options, backbone = self.options, self.student.backbone
         with self.autocast():
-            _, targets = self.teacher(views)
-            features = self.student.backbone(views)
-            choices = self.student.projector(features, frozen=epoch < options.frozen_epochs)
+            _, targets = self.teacher(views.full)
+            features = backbone(views.full)
+            everything = features if views.local is None else torch.cat([features, backbone(views.local)])
+            choices = self.student.projector(everything, frozen=keys.epoch < options.frozen_epochs)
         metrics = dino_loss(
             choices,
             targets,
             self.centre,
+            self.views,
             student_temperature=options.student_temperature,
-            teacher_temperature=options.teacher_temperature,
+            teacher_temperature=self._teacher_temperature(keys.epoch),
         )
         self._move_centre(targets)
         return Output(metrics.pop("loss"), features, metrics)
 
+    def _teacher_temperature(self, epoch: Tensor) -> float | Tensor:
+        """T_t: linear from epoch 0 to the last one of the warm-up, then constant."""
+        options = self.options
+        first, last, epochs = (
+            options.warmup_teacher_temperature,
+            options.teacher_temperature,
+            options.warmup_teacher_temperature_epochs,
+        )
+        if epochs == 0:
+            return last
+        return first + (last - first) * (epoch / max(1, epochs - 1)).clamp(max=1.0)
+
     @torch.no_grad()
     def _move_centre(self, outputs: Tensor) -> None:
-        """Move the centre, in place, towards the mean of the teacher's outputs [2B, K] (equation 4 of the paper)."""
+        """Move the centre, in place, towards the mean of the teacher's outputs [V * B, K] (equation 4 of the paper)."""
         self.centre.lerp_(self.peers.mean(outputs.mean(dim=0)), 1.0 - self.options.centre_momentum)

@@ -6,12 +6,15 @@ Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transfor
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.batch import Views
 from pipelines.options import option
 from vssl.collectives import Peers
-from vssl.methods.base import Method, Output, PredictorOptions, Recipe
+from vssl.methods.base import Keys, Method, Output, PredictorOptions, Recipe
+from vssl.methods.pairs import TWO_VIEWS, ViewCounts, mean_over_pairs, pair_with_each_teacher
 from vssl.models.ema import Teacher
 from vssl.models.encoder import Encoder
 from vssl.models.heads import mlp
@@ -19,29 +22,36 @@ from vssl.models.heads import mlp
 __all__ = ["MoCoV3", "MoCoV3Options", "moco_v3_loss"]
 
 
-def moco_v3_loss(queries: Tensor, keys: Tensor, temperature: float, peers: Peers) -> dict[str, Tensor]:
-    """InfoNCE over the batch, times 2 T, both directions summed.
+def moco_v3_loss(
+    queries: Tensor, keys: Tensor, temperature: float, peers: Peers, counts: ViewCounts = TWO_VIEWS
+) -> dict[str, Tensor]:
+    """InfoNCE over the batch, times 2 T, mean over pairs of views, times 2.
 
     Algorithm 1 of the paper: contrastive(q1, k2) + contrastive(q2, k1), each 2 T CE(q k^T / T).
 
     Args:
-        queries, keys: float32 [2B, D], the B rows of view 1 first.
+        queries, keys: float32 [(V + L) * B, D] of the student and [V * B, D] of the teacher, view after view.
         temperature: T > 0.
         peers: the keys of all processes are candidates.
+        counts: V and L.
 
     Returns:
         ``loss`` and detached scalars: ``cosine`` (of positives), ``accuracy`` (how often the right candidate
         is the nearest, in [0, 1]).
     """
+    queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
+    own = peers.places(keys[: len(keys) // counts.full])
     losses, cosines, hits = [], [], []
-    halves = F.normalize(queries, dim=1).chunk(2), F.normalize(keys, dim=1).chunk(2)[::-1]
-    for query, key in zip(*halves, strict=True):
-        similarity = query @ peers.gather(key).T
-        target = peers.places(query)
-        losses.append(2.0 * temperature * F.cross_entropy(similarity / temperature, target))
-        cosines.append((query.detach() * key).sum(dim=1).mean())
-        hits.append((similarity.detach().argmax(dim=1) == target).float().mean())
-    return {"loss": sum(losses), "cosine": sum(cosines) / 2, "accuracy": sum(hits) / 2}
+    for similarity in pair_with_each_teacher(counts, lambda q, k: q @ peers.gather(k).T, queries, keys):
+        losses.append(2.0 * temperature * F.cross_entropy(similarity / temperature, own))
+        with torch.no_grad():
+            cosines.append(similarity.gather(1, own[:, None]).mean())
+            hits.append((similarity.argmax(dim=1) == own).float().mean())
+    return {
+        "loss": 2.0 * mean_over_pairs(counts, torch.stack(losses)),
+        "cosine": torch.stack(cosines).mean(),
+        "accuracy": torch.stack(hits).mean(),
+    }
 
 
 @dataclass(frozen=True)
@@ -70,19 +80,21 @@ class MoCoV3(Method):
         options = self.options
         projector = mlp(width, options.projector_hidden, options.latent, bias=False, standardise=True)
         self.student = Encoder(backbone, projector)
-        self.predictor = nn.Identity()
-        if options.predictor:
-            self.predictor = mlp(options.latent, options.predictor_hidden, options.latent, bias=False)
-        self.teacher = Teacher(self.student, options.teacher_statistics)
+        self.add_predictors(
+            lambda: (
+                mlp(options.latent, options.predictor_hidden, options.latent, bias=False)
+                if options.predictor
+                else nn.Identity()
+            )
+        )
+        self.teacher = Teacher(self.student)
 
-    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+    def forward(self, views: Views, keys: Keys) -> Output:
         """The loss; the metrics are those of ``moco_v3_loss``."""
         with self.autocast():
-            _, keys = self.teacher(views)
-            features, queries = self._predict(views)
-        metrics = moco_v3_loss(queries.float(), keys.float(), self.options.temperature, self.peers)
+            _, targets = self.teacher(views.full)
+            features, embeddings = self.encode(views)
+            queries = self.apply_predictors(embeddings)
+        temperature = self.options.temperature
+        metrics = moco_v3_loss(queries.float(), targets.float(), temperature, self.peers, self.views)
         return Output(metrics.pop("loss"), features, metrics)
-
-    def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, projection = self.student(images)
-        return features, self.predictor(projection)

@@ -1,4 +1,4 @@
-"""VICReg: both views of an image get the same embedding; its dimensions vary and are not correlated.
+"""VICReg: all views of an image get the same embedding; its dimensions vary and are not correlated.
 
 Bardes, Ponce and LeCun, VICReg: Variance-Invariance-Covariance Regularization, arXiv 2105.04906.
 """
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.batch import Views
 from pipelines.options import option
 from vssl.collectives import Peers
-from vssl.methods.base import Method, MethodOptions, Output, Recipe
+from vssl.methods.base import Keys, Method, MethodOptions, Output, Recipe
+from vssl.methods.pairs import TWO_VIEWS, ViewCounts, mean_over_pairs, mean_over_views
 from vssl.models.encoder import Encoder
 from vssl.models.heads import mlp
 
@@ -42,30 +44,43 @@ def covariance_term(z: Tensor) -> Tensor:
 
 
 def vicreg_loss(
-    embeddings: Tensor, invariance: float, variance: float, covariance: float, peers: Peers
+    embeddings: Tensor,
+    invariance: float,
+    variance: float,
+    covariance: float,
+    peers: Peers,
+    counts: ViewCounts = TWO_VIEWS,
 ) -> dict[str, Tensor]:
     """lambda |Z - Z'|^2 / (N D) + mu (v(Z) + v(Z')) + nu (c(Z) + c(Z')): equation 6.
 
     As in the paper's algorithm 1 the squared distance is a mean over dimensions too, and the terms of the two views are
-    summed. (The authors' program averages the variance terms: half their weight.)
+    summed. (The authors' program averages the variance terms: half their weight.) With more views the distance is a
+    mean over pairs, and v and c are means over views, times 2.
 
     Variance and covariance are computed over the rows of all processes. No correcting factor is needed: the gradient of
     a row is the sum over N processes of the same value, and averaging the weights' gradients divides by N again.
 
     Args:
-        embeddings: float32 [2B, D], the B rows of view 1 first.
+        embeddings: float32 [(V + L) * B, D], view after view.
         invariance, variance, covariance: the weights lambda, mu and nu.
         peers: the processes that share the batch.
+        counts: V and L.
 
     Returns:
         ``loss`` and the detached scalars ``invariance``, ``variance``, ``covariance``, not weighted.
     """
-    views = embeddings.chunk(2)
+    views = embeddings.chunk(counts.full + counts.local)
     everyone = peers.gather(torch.stack(views, dim=1)).unbind(dim=1)
+    # The distance is the same in both directions of a pair: computed once.
+    distances = {
+        frozenset(pair[:2]): F.mse_loss(views[pair.student], views[pair.teacher])
+        for pair in counts.pairs
+        if pair.student > pair.teacher
+    }
     terms = {
-        "invariance": F.mse_loss(*views),
-        "variance": sum(variance_term(view) for view in everyone),
-        "covariance": sum(covariance_term(view) for view in everyone),
+        "invariance": mean_over_pairs(counts, torch.stack([distances[frozenset(pair[:2])] for pair in counts.pairs])),
+        "variance": 2.0 * mean_over_views(counts, torch.stack([variance_term(view) for view in everyone])),
+        "covariance": 2.0 * mean_over_views(counts, torch.stack([covariance_term(view) for view in everyone])),
     }
     loss = invariance * terms["invariance"] + variance * terms["variance"] + covariance * terms["covariance"]
     return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
@@ -96,11 +111,11 @@ class VICReg(Method):
         options = self.options
         self.student = Encoder(backbone, mlp(width, options.projector_hidden, options.latent, layers=3, bias=False))
 
-    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+    def forward(self, views: Views, keys: Keys) -> Output:
         """The loss; the metrics are those of ``vicreg_loss``."""
         with self.autocast():
-            features, embeddings = self.student(views)
+            features, embeddings = self.encode(views)
         options = self.options
         weights = options.invariance_weight, options.variance_weight, options.covariance_weight
-        metrics = vicreg_loss(embeddings.float(), *weights, self.peers)
+        metrics = vicreg_loss(torch.cat(embeddings).float(), *weights, self.peers, self.views)
         return Output(metrics.pop("loss"), features, metrics)

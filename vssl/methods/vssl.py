@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.batch import Views
 from pipelines.options import option
 from pipelines.rng import normal
 from vssl.collectives import Peers
-from vssl.methods.base import Method, Output, PredictorOptions, Recipe, swap_views
+from vssl.methods.base import Keys, Method, Output, PredictorOptions, Recipe
 from vssl.methods.byol import BYOL
+from vssl.methods.pairs import ViewCounts, mean_over_pairs, pair_rows, pair_with_each_teacher
 from vssl.models.ema import Teacher
 from vssl.models.encoder import Encoder
 from vssl.models.heads import Gaussian, GaussianHead, mlp
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 _ALONE = Peers()
-_NOISE_STREAM = 1000  # of the counter-based random numbers; streams 0 and 1 belong to the views
+_NOISE_STREAM = 1000  # plus a view's number: of the counter-based random numbers; lower streams belong to the views
 
 
 def gaussian_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
@@ -118,17 +120,18 @@ def implied_log_likelihood(
     which is InfoNCE, read as a decoder (van den Oord et al., arXiv 1807.03748; Poole et al., arXiv 1905.06922).
 
     Args:
-        z, mu_p: float32 [B, D]; row i of each belongs to the same image.
+        z: float32 [n * B, D], n vectors of each image: row k * B + i belongs to image i.
+        mu_p: float32 [B, D]; row i belongs to image i.
         temperature: T > 0, 1 / concentration of the priors.
         leave_one_out: the marginal is the mean over the other images, an unbiased estimate (the own image's prior, on
             which z depends, would bias it); the decoupled loss of Yeh et al., arXiv 2110.06848.
         peers: the priors of all processes are in the marginal.
 
     Returns:
-        float32 [B]; at most log B without ``leave_one_out``.
+        float32 [n * B]; at most log B without ``leave_one_out``.
     """
     cosines = F.normalize(z, dim=1) @ peers.gather(F.normalize(mu_p, dim=1)).T
-    return _bayes(cosines / temperature, peers.places(z), leave_one_out)
+    return _bayes(cosines / temperature, peers.places(mu_p), leave_one_out)
 
 
 def implied_gaussian_log_likelihood(
@@ -143,19 +146,21 @@ def implied_gaussian_log_likelihood(
     """``implied_log_likelihood`` with Gaussian priors: log p(z | x_j) = log N(z; mu_p[j], sigma_p[j]^2) / (D T).
 
     Without the division by D a few of hundreds of dimensions would decide (the density is tempered: Wenzel et al.,
-    arXiv 2002.02405); with it and unit variances, T means what it means for cosines. Arguments float32 [B, D].
+    arXiv 2002.02405); with it and unit variances, T means what it means for cosines. z float32 [n * B, D], mu_p and
+    logvar_p float32 [B, D].
     """
     mu, logvar = peers.gather(mu_p), peers.gather(logvar_p)
     precision = (-logvar).exp()
     # sum_d (z - mu)^2 / sigma^2 as products of matrices: no [B, B, D].
     squares = z.square() @ precision.T - 2.0 * z @ (mu * precision).T + (mu.square() * precision).sum(dim=1)
     log_density = -0.5 * (math.log(2.0 * math.pi) + logvar.mean(dim=1) + squares / z.shape[1])
-    return _bayes(log_density / temperature, peers.places(z), leave_one_out)
+    return _bayes(log_density / temperature, peers.places(mu_p), leave_one_out)
 
 
 def _bayes(log_density: Tensor, places: Tensor, leave_one_out: bool) -> Tensor:
-    """log p(z_i | x_i) - log mean_j p(z_i | x_j), [B], from log p(z_i | x_j) [B, N]; x_i is column places[i]."""
-    own = places[:, None]
+    """log p(z_i | x_i) - log mean_j p(z_i | x_j), [n * B], from log p(z_i | x_j) [n * B, N]; the column of image i,
+    whose rows are i, B + i, ..., is places[i]."""
+    own = places.repeat(len(log_density) // len(places))[:, None]
     log_own = log_density.gather(1, own)[:, 0]
     count = log_density.shape[1]
     if leave_one_out:
@@ -185,12 +190,11 @@ class VSSLOptions(PredictorOptions):
     leave_one_out: bool = option(True, "implied likelihood: an image's own prior is not part of its marginal")
     beta: float = option(1.0, "weight of the KL", low=0.0)
     kappa: float = option(0.5, "cosine form: concentration (weight of the cosine distance)", low=0.0)
-    decoupled: bool = option(True, "Gaussian form, not prior: the means' gradient ignores the variances")
     logvar_bound: float = option(2.0, "log-variances lie in (-bound, bound)", low=1e-3, high=20.0)
 
 
 class VSSL(Method):
-    """-E_q[log p(x1 | z)] + beta KL(q || p) for both directions, summed.
+    """-E_q[log p(x1 | z)] + beta KL(q || p), mean over pairs of views, times 2: of two views both directions, summed.
 
     A predictor, if there is one, changes only the mean. The variance comes from the encoder itself, so that the
     encoder's variance head is trained, and with it the teacher's, which is its moving average. Both heads (encoder's
@@ -202,11 +206,10 @@ class VSSL(Method):
     beta. ``prior``: the expected log-density of the teacher's prior under the student's posterior (in the cosine
     form: of a sample of it); the optimum of the student's variance is its bound.
 
-    ``decoupled``, for ``implied`` and ``predictive`` in the Gaussian form: means get the gradient of unit
-    variances, variances the gradient of fixed means (stop-gradient). Otherwise a large variance would slow down the
-    learning of its mean (Seitzer et al., arXiv 2203.09168, with a milder remedy). The fixed points stay the same.
-    In the cosine form the means' gradient never depends on the student's variance, so that the option changes
-    nothing.
+    Gaussian form, ``implied`` and ``predictive``: means get the gradient of unit variances, variances the gradient of
+    fixed means (stop-gradient). Otherwise a large variance would slow down the learning of its mean (Seitzer et al.,
+    arXiv 2203.09168, with a milder remedy). The fixed points stay the same. In the cosine form the means' gradient
+    never depends on the student's variance.
     """
 
     Options = VSSLOptions
@@ -221,102 +224,110 @@ class VSSL(Method):
         options = self.options
         projector = GaussianHead(width, options.projector_hidden, options.latent, options.logvar_bound)
         self.student = Encoder(backbone, projector)
-        self.predictor = nn.Identity()
-        if options.predictor:
-            self.predictor = mlp(options.latent, options.predictor_hidden, options.latent, standardise=True)
-        self.teacher = Teacher(self.student, options.teacher_statistics)
+        self.add_predictors(
+            lambda: (
+                mlp(options.latent, options.predictor_hidden, options.latent, standardise=True)
+                if options.predictor
+                else nn.Identity()
+            )
+        )
+        self.teacher = Teacher(self.student)
 
-    def forward(self, views: Tensor, index: Tensor, epoch: Tensor) -> Output:
+    def forward(self, views: Views, keys: Keys) -> Output:
         """The loss; the metrics are those of ``loss``."""
         with self.autocast():
-            _, prior = self.teacher(views)
-            features, posterior = self._predict(views)
-        metrics = self.loss(posterior, prior, self._noise(index, epoch))
+            _, prior = self.teacher(views.full)
+            features, embeddings = self.encode(views)
+            means = self.apply_predictors([part.mean for part in embeddings])
+        posterior = Gaussian(means, torch.cat([part.logvar for part in embeddings]))
+        metrics = self.loss(posterior, prior, self._noise(keys))
         return Output(metrics.pop("loss"), features, metrics)
-
-    def _predict(self, images: Tensor) -> tuple[Tensor, Gaussian]:
-        features, embedding = self.student(images)
-        return features, Gaussian(self.predictor(embedding.mean), embedding.logvar)
 
     @property
     def needs_noise(self) -> bool:
         """Whether the loss draws a sample of the posterior; closed forms do not."""
         return self.options.form == "cosine" and self.options.likelihood == "prior"
 
-    def _noise(self, index: Tensor, epoch: Tensor) -> Tensor | None:
-        """Standard normal numbers float32 [2B, D], a function of (seed, epoch, image, view); None if not needed."""
+    def _noise(self, keys: Keys) -> Tensor | None:
+        """Standard normal numbers float32 [(V + L) * B, D], a function of (seed, epoch, image, view); None if not
+        needed."""
         if not self.needs_noise:
             return None
-        streams = (_NOISE_STREAM, _NOISE_STREAM + 1)
-        return torch.cat([normal(self.seed, epoch, index, stream, self.options.latent) for stream in streams])
+        streams = _NOISE_STREAM + keys.view
+        rows = (normal(keys.seed, keys.epoch, keys.index, stream, self.options.latent) for stream in streams)
+        return torch.cat(list(rows))
 
     def loss(self, posterior: Gaussian, prior: Gaussian, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss for the student's posteriors and the teacher's priors, [2B, D] each, the first B rows view 1.
+        """The loss for the student's posteriors [(V + L) * B, D] and the teacher's priors [V * B, D], view after view.
 
         Args:
-            noise: standard normal [2B, D] if ``needs_noise``.
+            noise: standard normal [(V + L) * B, D] if ``needs_noise``.
 
         Returns:
-            ``loss`` (scalar, mean over B, both directions summed) and detached scalars: ``kl`` and ``log_likelihood``
-            (means of one direction, as in the loss), ``logvar_student``, ``logvar_teacher`` (means), ``on_bound``
-            (share of the student's log-variances within 2 % of their bound), ``cosine`` (of the student's and the
-            teacher's means).
+            ``loss`` (scalar, mean over images and pairs, times 2) and detached scalars: ``kl`` and ``log_likelihood``
+            (means, as in the loss), ``logvar_student``, ``logvar_teacher`` (means), ``on_bound`` (share of the
+            student's log-variances within 2 % of their bound), ``cosine`` (of the student's and the teacher's means).
         """
-        mu_s, logvar_s = posterior.mean.float(), posterior.logvar.float()
-        # Row i of the student is compared with the teacher's row of the other view of the same image.
-        mu_t, logvar_t = (swap_views(part.detach().float()) for part in prior)
+        student, teacher = Gaussian(*(p.float() for p in posterior)), Gaussian(*(p.detach().float() for p in prior))
         terms = self._gaussian if self.options.form == "gaussian" else self._cosine
-        log_likelihood, kl = terms(mu_s, logvar_s, mu_t, logvar_t, noise)
-        loss = 2.0 * (self.options.beta * kl - log_likelihood).mean()
+        log_likelihood, kl = terms(student, teacher, noise)
+        loss = 2.0 * mean_over_pairs(self.views, self.options.beta * kl - log_likelihood)
         with torch.no_grad():
             return {
                 "loss": loss,
                 "kl": kl.mean(),
                 "log_likelihood": log_likelihood.mean(),
-                "logvar_student": logvar_s.mean(),
-                "logvar_teacher": logvar_t.mean(),
-                "on_bound": (logvar_s.abs() > 0.98 * self.options.logvar_bound).float().mean(),
-                "cosine": cosine(mu_s, mu_t).mean(),
+                "logvar_student": student.logvar.mean(),
+                "logvar_teacher": teacher.logvar.mean(),
+                "on_bound": (student.logvar.abs() > 0.98 * self.options.logvar_bound).float().mean(),
+                "cosine": cosine(*pair_rows(self.views, student.mean, teacher.mean)).mean(),
             }
 
-    def _gaussian(self, mu_s: Tensor, logvar_s: Tensor, mu_t: Tensor, logvar_t: Tensor, _: None) -> tuple:
-        """Log-likelihood and KL per dimension, [2B] each."""
+    def _gaussian(self, student: Gaussian, teacher: Gaussian, _: None) -> tuple[Tensor, Tensor]:
+        """Log-likelihood and KL per dimension of every pair, [P * B] each."""
+        (mu_s, mu_t), (logvar_s, logvar_t) = self._pair(student, teacher)
         dimensions = mu_s.shape[1]
         if self.options.likelihood == "prior":
             log_likelihood = gaussian_log_likelihood(mu_s, logvar_s, mu_t, logvar_t)
             kl = gaussian_kl(mu_s, logvar_s, mu_t, logvar_t)
-        elif self.options.decoupled:
+        else:
             unit, held = torch.zeros_like(logvar_s), mu_s.detach()
             log_likelihood = predictive_log_likelihood(held, logvar_s, mu_t)
             if self.options.likelihood == "predictive":
                 log_likelihood = log_likelihood + predictive_log_likelihood(mu_s, unit, mu_t)
             kl = gaussian_kl(mu_s, unit, mu_t, unit) + gaussian_kl(held, logvar_s, mu_t, logvar_t)
-        else:
-            log_likelihood = predictive_log_likelihood(mu_s, logvar_s, mu_t)
-            kl = gaussian_kl(mu_s, logvar_s, mu_t, logvar_t)
         log_likelihood, kl = log_likelihood / dimensions, kl / dimensions
         if self.options.likelihood == "implied":
-            log_likelihood = log_likelihood + self._implied(implied_gaussian_log_likelihood, mu_s, mu_t, logvar_t)
+            log_likelihood = log_likelihood + self._implied(implied_gaussian_log_likelihood, student.mean, *teacher)
         return log_likelihood, kl
 
-    def _implied(self, log_likelihood: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """An implied log-likelihood [2B] of student's and teacher's rows [2B, D], one direction at a time."""
-        options = {"leave_one_out": self.options.leave_one_out, "peers": self.peers}
-        directions = zip(*(part.chunk(2) for part in rows), strict=True)
-        return torch.cat([log_likelihood(*parts, self.options.temperature, **options) for parts in directions])
-
-    def _cosine(self, mu_s: Tensor, logvar_s: Tensor, mu_t: Tensor, logvar_t: Tensor, noise: Tensor | None) -> tuple:
-        """Log-likelihood and KL, [2B] each."""
+    def _cosine(self, student: Gaussian, teacher: Gaussian, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-likelihood and KL of every pair, [P * B] each."""
+        (mu_s, mu_t), (logvar_s, logvar_t) = self._pair(student, teacher)
         kappa, direction = self.options.kappa, on_sphere(mu_s)
         if self.options.likelihood == "prior":
+            noise, _ = pair_rows(self.views, noise, teacher.mean)
             log_likelihood = cosine_log_likelihood(direction + (0.5 * logvar_s).exp() * noise, mu_t, kappa)
         else:
             density = predictive_log_likelihood(direction.detach(), logvar_s, on_sphere(mu_t)) / mu_s.shape[1]
             if self.options.likelihood == "implied":
-                log_likelihood = self._implied(implied_log_likelihood, mu_s, mu_t) + density
+                log_likelihood = self._implied(implied_log_likelihood, student.mean, teacher.mean) + density
             else:
                 log_likelihood = cosine_log_likelihood(mu_s, mu_t, kappa) + density
         return log_likelihood, cosine_kl(mu_s, logvar_s, mu_t, logvar_t, kappa)
+
+    def _pair(self, student: Gaussian, teacher: Gaussian) -> list[tuple[Tensor, Tensor]]:
+        """Means of student and teacher, then their log-variances: the rows of every pair, [P * B, D] each."""
+        return [pair_rows(self.views, ours, theirs) for ours, theirs in zip(student, teacher, strict=True)]
+
+    def _implied(self, log_likelihood: Callable[..., Tensor], means: Tensor, *prior: Tensor) -> Tensor:
+        """An implied log-likelihood of every pair, [P * B], of the student's means and the teacher's priors."""
+        options = {"leave_one_out": self.options.leave_one_out, "peers": self.peers}
+
+        def compute(z: Tensor, *of_view: Tensor) -> Tensor:
+            return log_likelihood(z, *of_view, self.options.temperature, **options)
+
+        return torch.cat(pair_with_each_teacher(self.views, compute, means, *prior))
 
     @torch.no_grad()
     def posterior(self, features: Tensor) -> Gaussian:
@@ -331,9 +342,10 @@ class VSSL(Method):
     @torch.no_grad()
     def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
         """As ``Method.predict``; the means of the cosine form have length sqrt(D), as in the loss."""
-        _, (mean, logvar) = self._predict(views)
-        _, prior = self.teacher(views)
-        target = swap_views(prior.mean)
+        _, (mean, logvar) = self.student(views)
+        counts = ViewCounts(self.views.full)
+        mean, target = pair_rows(counts, self.predictor(mean), self.teacher(views)[1].mean)
+        logvar, _ = pair_rows(counts, logvar, logvar)
         if self.options.form == "cosine":
             mean, target = on_sphere(mean), on_sphere(target)
         return Gaussian(mean, logvar), target

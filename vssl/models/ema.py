@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +27,12 @@ class Teacher(nn.Module):
 
     Args:
         student: the network to copy; its norms must be those of ``vssl.models.norm`` (see ``adopt_norms``).
-        statistics: what BatchNorm normalises with during training: ``batch``, as in the student; ``moving``, the
-            buffers, so that an image's target does not depend on the other images (EMAN: Cai et al., arXiv 2101.08482):
-            the teacher always runs in evaluation mode, without dropout too.
     """
 
-    def __init__(self, student: nn.Module, statistics: Literal["batch", "moving"] = "batch") -> None:
+    def __init__(self, student: nn.Module) -> None:
         super().__init__()
-        self.statistics = statistics
         self.network = copy.deepcopy(student).requires_grad_(False)
         freeze_statistics(self.network)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``, except with moving statistics."""
-        return super().train(mode and self.statistics == "batch")
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> object:

@@ -17,8 +17,9 @@ __all__ = ["BatchNorm1d", "BatchNorm2d", "adopt_norms", "freeze_statistics", "se
 class _SharedNorm(_BatchNorm):
     """torch's BatchNorm with two switches; the keys of the state dict stay the same.
 
-    ``views``: in training mode a batch [views * B, C, ...] holds one view after the other, and each view is normalised
-    with its own statistics, as if it had come alone. So the other layers can take all views at once.
+    ``images``: in training mode a batch [V * images, C, ...] holds V views of so many images, one view after the other,
+    and each view is normalised with its own statistics, as if it had come alone. So the other layers can take all
+    views of one size at once. None: the batch is a single view.
     ``synchronised``: in training mode take the statistics over all processes, which must have equally many samples.
     (torch.nn.SyncBatchNorm does not run on CPUs.)
 
@@ -26,14 +27,14 @@ class _SharedNorm(_BatchNorm):
     ``synchronised``.
     """
 
-    views: int = 1
+    images: int | None = None
     synchronised: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and (self.synchronised or torch.compiler.is_compiling()):
             y = self._normalise(x)
         elif self.training:
-            y = torch.cat([_BatchNorm.forward(self, view) for view in x.chunk(self.views)])
+            y = torch.cat([_BatchNorm.forward(self, view) for view in x.chunk(self._views(x))])
         else:
             y = _BatchNorm.forward(self, x)
         # timm's BatchNormAct2d applies these two afterwards.
@@ -43,16 +44,21 @@ class _SharedNorm(_BatchNorm):
         return y
 
     def _normalise(self, x: Tensor, signs: Tensor | None = None) -> Tensor:
-        """x [views * B, C, ...], normalised by ``_Normalise``; with ``signs`` as in ``BatchNorm2d.of_maxima``. Moves
-        the running statistics."""
+        """x [V * B, C, ...], normalised by ``_Normalise``; with ``signs`` as in ``BatchNorm2d.of_maxima``. Moves the
+        running statistics."""
+        views = self._views(x)
         weight = self.weight if signs is None else self.weight * signs
-        y, mean, variance = _normalise(x, weight, self.bias, self.eps, self.views, self.synchronised, signs is not None)
+        y, mean, variance = _normalise(x, weight, self.bias, self.eps, views, self.synchronised, signs is not None)
         if self.track_running_stats:
             with torch.no_grad():
-                for view in range(self.views):
+                for view in range(views):
                     self.running_mean.lerp_(mean[view] if signs is None else mean[view] * signs, self.momentum)
                     self.running_var.lerp_(variance[view], self.momentum)
         return y
+
+    def _views(self, x: Tensor) -> int:
+        """How many views the batch x [V * B, C, ...] holds."""
+        return 1 if self.images is None else len(x) // self.images
 
 
 class _Normalise(torch.autograd.Function):
@@ -209,9 +215,9 @@ def synchronise_statistics(module: nn.Module) -> None:
             part.synchronised = True
 
 
-def separate_views(module: nn.Module, views: int) -> None:
-    """Let every BatchNorm inside ``module`` expect ``views`` views in a batch, one after the other, and normalise each
-    with its own statistics in training mode."""
+def separate_views(module: nn.Module, images: int) -> None:
+    """Let every BatchNorm inside ``module`` expect views of ``images`` images in a batch, one view after the other, and
+    normalise each with its own statistics in training mode."""
     for part in module.modules():
         if isinstance(part, _SharedNorm):
-            part.views = views
+            part.images = images

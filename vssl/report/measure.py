@@ -167,7 +167,7 @@ def _untrained(model: Pretrained, packed: Packed) -> nn.Module:
     """
     backbone = initial_method(model.config).student.backbone.to(model.device)
     with _loader(model, packed, "train", BANK) as loader:
-        update_bn((model.augment.views(b.pixels, b.size, b.index, _SEED, 0) for b in loader), backbone)
+        update_bn((model.augment.views(b.pixels, b.size, b.index, _SEED, 0).full for b in loader), backbone)
     return backbone
 
 
@@ -222,7 +222,7 @@ def _embed_views(
             rows = torch.isin(batch.index, wanted)
             if rows.any():
                 index = batch.index[rows]
-                views = model.augment.views(batch.pixels[rows], batch.size[rows], index, _SEED, 0)
+                views = model.augment.views(batch.pixels[rows], batch.size[rows], index, _SEED, 0).full
                 features.append(networks(views).unflatten(0, (2, -1)))
                 pictures.append(views.unflatten(0, (2, -1))[:, torch.isin(index, drawn)].cpu())
     pixels = to_pixels(torch.cat(pictures, dim=1).flatten(0, 1), model.config.augment)

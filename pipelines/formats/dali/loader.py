@@ -23,7 +23,7 @@ __all__ = ["DaliLoader"]
 
 
 class DaliLoader(BaseLoader):
-    """Depending on ``data.crops``, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
+    """Depending on ``data.crops``, both crops from one decode (C = 2) or whole images on a canvas (C = 1).
 
     For a GPU, everything except reading happens on the GPU, and batches need no copy.
 

@@ -33,13 +33,13 @@ class _Plan(NamedTuple):
 
     sample: np.ndarray  # int64 [B], position in the split
     denominator: np.ndarray  # int64 [B], of the scale to decode at
-    boxes: np.ndarray  # int64 [B, V, 4], top, left, height, width in the decoded image
-    size: np.ndarray  # int64 [B, V, 2], height and width of the resized box
-    pixels: np.ndarray  # uint8 [B, V, H, W, 3], the result
+    boxes: np.ndarray  # int64 [B, C, 4], top, left, height, width in the decoded image
+    size: np.ndarray  # int64 [B, C, 2], height and width of the resized box
+    pixels: np.ndarray  # uint8 [B, C, H, W, 3], the result
 
 
 class FfcvLoader(BaseLoader):
-    """Depending on ``data.crops``, both crops from one decode (V = 2) or whole images on a canvas (V = 1).
+    """Depending on ``data.crops``, both crops from one decode (C = 2) or whole images on a canvas (C = 1).
 
     ``dct_scaling``: decode at 1/2, 1/4 or 1/8 of the scale where that leaves enough pixels. If False, the pixels are
     exactly those of the reference loader.

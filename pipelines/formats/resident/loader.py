@@ -24,7 +24,7 @@ _pixels: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 
 
 class ResidentLoader(BaseLoader):
-    """Whole images (V = 1) out of device memory, for training and evaluation.
+    """Whole images (C = 1) out of device memory, for training and evaluation.
 
     Raises:
         UserError: the images are larger than ``data.canvas``, or do not fit into the device's free memory.

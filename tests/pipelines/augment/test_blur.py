@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as reference
 
 from pipelines.augment.blur import GaussianBlur, blur_planes, gaussian_blur, most_chosen
+from pipelines.augment.groups import view_groups
 from pipelines.config import AugmentConfig
 from pipelines.rng import Draws
 
@@ -67,7 +68,8 @@ class Filtered(TorchDispatchMode):
 def test_hardly_more_images_than_the_recipe_blurs_pass_through_the_filter(
     shares: tuple[float, float], counts: list[int]
 ) -> None:
-    blur = GaussianBlur(AugmentConfig(blur=shares))
+    config = AugmentConfig(blur=shares)
+    blur = GaussianBlur(config, view_groups(config, 32)[0])
     sigma = blur.sample(Draws(0, 0, torch.arange(200), streams=(0, 1), places={}))
     images = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with Filtered() as filtered:

@@ -1,4 +1,4 @@
-"""The two-view augmentation: which parameters are drawn, and the whole chain against torchvision, image by image."""
+"""The augmentation of two full views: which parameters are drawn, and the chain against torchvision, image by image."""
 
 import dataclasses
 import itertools
@@ -7,64 +7,19 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from pipelines.augment.crop import pixel_boxes
-from pipelines.augment.operation import Operation, Params, Planes, flatten_views
+from pipelines.augment.operation import Operation, Planes, flatten_views
 from pipelines.augment.views import Augment
 from pipelines.config import AugmentConfig
 from pipelines.errors import UserError
 from pipelines.rng import Draws
+from support.torchvision_views import canvas, check_view, resized, tensors, torchvision_view
 
 EVERYTHING = AugmentConfig(blur=(1.0, 0.5), solarize=(0.5, 0.5), hue=0.5)
 CIFAR, IMAGENET = AugmentConfig(), AugmentConfig(interpolation="bicubic", blur=(1.0, 0.1))
 OFF = AugmentConfig(flip=0.0, jitter=0.0, gray=0.0, solarize=(0.0, 0.0))
-
-
-def canvas(count: int, height: int, width: int, views: int = 1) -> tuple[Tensor, Tensor]:
-    """Random pixels uint8 [count, views, height, width, 3] and different sizes inside them."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, views, height, width, 3), dtype=torch.uint8, generator=generator)
-    sizes = [torch.randint(max(1, side // 2), side + 1, (count,), generator=generator) for side in (height, width)]
-    size = torch.stack(sizes, dim=1).int()
-    size[0] = torch.tensor([height, width])
-    return pixels, size
-
-
-def tensors(params: dict[str, Params]) -> dict[str, Tensor]:
-    """All parameters drawn, by name; those of the jitter under their own names."""
-    jitter = params["jitter"]._asdict() if "jitter" in params else {}
-    return {name: value for name, value in (params | jitter).items() if isinstance(value, Tensor)}
-
-
-def torchvision_view(image: Tensor, config: AugmentConfig, params: dict[str, Params], place: int, view: int) -> Tensor:
-    """One view of one image float32 [3, S, S], from its crop on, by torchvision's functions."""
-    drawn = {name: value[place, view] for name, value in tensors(params).items()}
-    if drawn["flip"]:
-        image = reference.horizontal_flip(image)
-    adjust = [
-        lambda x: reference.adjust_brightness(x, drawn["brightness"].item()),
-        lambda x: reference.adjust_contrast(x, drawn["contrast"].item()),
-        lambda x: reference.adjust_saturation(x, drawn["saturation"].item()),
-        lambda x: reference.adjust_hue(x, drawn["hue"].item()),
-    ]
-    for operation in drawn["order"].argsort().tolist():
-        image = adjust[operation](image)
-    if drawn["gray"]:
-        image = reference.rgb_to_grayscale(image, num_output_channels=3)
-    if drawn.get("blur", 0) > 0:
-        kernel = 2 * max(1, image.shape[-1] // 20) + 1
-        image = reference.gaussian_blur(image, [kernel, kernel], [drawn["blur"].item()] * 2)
-    if drawn["solarize"]:
-        image = reference.solarize(image, 128 / 255)
-    return reference.normalize(image, list(config.mean), list(config.std))
-
-
-def resized(image: Tensor, box: list[int], side: int, config: AugmentConfig) -> Tensor:
-    mode = InterpolationMode(config.interpolation)
-    image = image.permute(2, 0, 1) / 255
-    return reference.resized_crop(image, *box, [side, side], interpolation=mode, antialias=True).clamp(0, 1)
 
 
 @pytest.mark.parametrize("config", [EVERYTHING, CIFAR, dataclasses.replace(IMAGENET, solarize=(0.0, 0.2))])
@@ -74,8 +29,8 @@ def test_views_of_whole_images_are_torchvisions(config: AugmentConfig, height: i
     pixels, size = canvas(count, height, width)
     augment = Augment(config, side)
     params = augment.sample_params(7, 3, torch.arange(100, 100 + count), size)
-    views = augment.apply(pixels, params)
-    assert torch.equal(views, augment.views(pixels, size, torch.arange(100, 100 + count), 7, 3))
+    views = augment.apply(pixels, params).full
+    assert torch.equal(views, augment.views(pixels, size, torch.arange(100, 100 + count), 7, 3).full)
     assert views.shape == (2 * count, 3, side, side)
     assert views.dtype == torch.float32
     assert views.is_contiguous(memory_format=torch.channels_last)
@@ -92,21 +47,13 @@ def test_views_of_drawn_crops_are_torchvisions(config: AugmentConfig) -> None:
     pixels, size = canvas(count, side, side, views=2)
     augment = Augment(config, side)
     params = augment.sample_params(0, 0, torch.arange(count), None)
-    views = augment.apply(pixels, params)
-    assert torch.equal(views, augment.views(pixels, size, torch.arange(count), 0, 0))
+    views = augment.apply(pixels, params).full
+    assert torch.equal(views, augment.views(pixels, size, torch.arange(count), 0, 0).full)
     assert views.shape == (2 * count, 3, side, side)
     assert views.is_contiguous(memory_format=torch.channels_last)
     for view, place in itertools.product((0, 1), range(count)):
         crop = pixels[place, view].permute(2, 0, 1) / 255
         check_view(views[view * count + place], torchvision_view(crop, config, params, place, view), config)
-
-
-def check_view(ours: Tensor, theirs: Tensor, config: AugmentConfig) -> None:
-    """Equal within rounding, except where rounding moves a value across solarize's threshold."""
-    std = torch.tensor(config.std)[:, None, None]
-    difference = (ours - theirs).abs() * std
-    assert difference.max() < 1 / 255 + 1e-5
-    assert (difference > 1e-5).double().mean() < 0.01
 
 
 def test_sampled_params_do_not_depend_on_the_rest_of_the_batch() -> None:
@@ -162,14 +109,14 @@ def test_a_new_operation_leaves_the_parameters_of_the_others_alone(place: int) -
     index = torch.arange(30)
     augment = Augment(EVERYTHING, 12)
     before = tensors(augment.sample_params(3, 1, index, size))
-    augment.operations.insert(place, Fade(EVERYTHING))
+    augment.operations["full"].insert(place, Fade(EVERYTHING, augment.groups[0]))
     params = augment.sample_params(3, 1, index, size)
     after = tensors(params)
     assert after.keys() - before.keys() == {"fade"}
     for name, value in before.items():
         assert torch.equal(after[name], value), name
-    views = augment.apply(pixels, params)
-    assert not torch.equal(views, augment.apply(pixels, params | {"fade": torch.zeros(30, 2)}))
+    views = augment.apply(pixels, params).full
+    assert not torch.equal(views, augment.apply(pixels, params | {"fade": torch.zeros(30, 2)}).full)
 
 
 def test_an_operation_left_out_leaves_the_parameters_of_the_others_alone() -> None:
@@ -199,8 +146,8 @@ def test_no_crop_is_drawn_for_images_that_are_crops_already() -> None:
     for name, value in tensors(ready).items():
         assert torch.equal(tensors(whole)[name], value), name
     # Nothing can be computed from sizes that hold no values.
-    views = augment.views(pixels, size.to("meta"), index, 3, 1)
-    assert torch.equal(views, augment.apply(pixels, ready))
+    views = augment.views(pixels, size.to("meta"), index, 3, 1).full
+    assert torch.equal(views, augment.apply(pixels, ready).full)
 
 
 def test_params_are_drawn_as_the_recipe_says() -> None:
@@ -264,10 +211,10 @@ def test_probabilities_of_one_and_zero() -> None:
 def test_an_operation_that_no_view_gets_is_neither_drawn_nor_applied(views: int) -> None:
     pixels, size = canvas(4, 16, 16, views)
     augment = Augment(OFF, 16)
-    assert augment.operations == []
+    assert augment.operations == {"full": []}
     params = augment.sample_params(0, 0, torch.arange(4), size)
     assert params.keys() == {"crop"}
-    assert augment.apply(pixels, params).shape == (8, 3, 16, 16)
+    assert augment.apply(pixels, params).full.shape == (8, 3, 16, 16)
     some = Augment(dataclasses.replace(OFF, jitter=0.5, hue=0.0), 16).sample_params(0, 0, torch.arange(4), size)
     assert some.keys() == {"crop", "jitter"}
     assert some["jitter"].hue is None
@@ -323,19 +270,20 @@ def test_impossible_recipes_are_refused(change: dict, message: str) -> None:
 @pytest.mark.slow
 def test_compiled_views_are_the_same() -> None:
     pixels, size = canvas(3, 24, 24, 1)
-    augment = Augment(EVERYTHING, 24)
-    augment.operations.append(Fade(EVERYTHING))
+    augment = Augment(dataclasses.replace(EVERYTHING, local_views=2), 24)
+    augment.operations["full"].append(Fade(EVERYTHING, augment.groups[0]))
     arguments = pixels, size, torch.arange(3), 0, torch.tensor(4)
     compiled = torch.compile(augment.views, fullgraph=True)(*arguments)
-    assert compiled.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(compiled, augment.views(*arguments), rtol=0, atol=2e-5)
+    for ours, eager in zip(compiled, augment.views(*arguments), strict=True):
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(ours, eager, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_everything_is_one_graph(count: int) -> None:
     pixels, size = canvas(3, 24, 24, count)
     augment = Augment(IMAGENET, 24)
-    augment.operations.append(Fade(IMAGENET))
+    augment.operations["full"].append(Fade(IMAGENET, augment.groups[0]))
     index, epoch = torch.arange(3), torch.tensor(4)
     sample, views, evaluate = (
         torch.compile(function, fullgraph=True, backend="eager")
@@ -344,8 +292,8 @@ def test_everything_is_one_graph(count: int) -> None:
     params = augment.sample_params(0, 4, index, size)
     compiled = tensors(sample(0, epoch, index, size))
     assert all(torch.equal(value, compiled[name]) for name, value in tensors(params).items())
-    expected = augment.apply(pixels, params)
-    torch.testing.assert_close(views(pixels, size, index, 0, epoch), expected, rtol=0, atol=2e-5)
+    expected = augment.apply(pixels, params).full
+    torch.testing.assert_close(views(pixels, size, index, 0, epoch).full, expected, rtol=0, atol=2e-5)
     assert torch.equal(evaluate(pixels[:, :1], size), augment.evaluate(pixels[:, :1], size))
 
 
@@ -355,17 +303,17 @@ def test_a_gpu_gives_the_same_views_without_a_sync(compiled: bool) -> None:
     pixels, size = canvas(64, 90, 120)
     index, epoch = torch.arange(64), torch.tensor(5)
     augment = Augment(EVERYTHING, 32)
-    augment.operations.append(Fade(EVERYTHING))
+    augment.operations["full"].append(Fade(EVERYTHING, augment.groups[0]))
     expected = augment.sample_params(3, 5, index, size)
-    views, evaluation = augment.apply(pixels, expected), augment.evaluate(pixels, size)
+    views, evaluation = augment.apply(pixels, expected).full, augment.evaluate(pixels, size)
     sample, apply, evaluate = augment.sample_params, augment.apply, augment.evaluate
     if compiled:
         sample, apply, evaluate = (torch.compile(f, fullgraph=True, dynamic=False) for f in (sample, apply, evaluate))
     pixels, size, index, epoch = (tensor.cuda() for tensor in (pixels, size, index, epoch))
 
-    def run() -> tuple[dict[str, Params], Tensor, Tensor]:
+    def run() -> tuple[dict, Tensor, Tensor]:
         params = sample(3, epoch, index, size)
-        return params, apply(pixels, params), evaluate(pixels, size)
+        return params, apply(pixels, params).full, evaluate(pixels, size)
 
     run()
     torch.cuda.synchronize()

@@ -36,8 +36,8 @@ def watch_views(trainer):
     seen = []
 
     def note(method, inputs):
-        views, _, epoch = inputs
-        seen.append((epoch.item(), views.shape[-1]))
+        views, keys = inputs
+        seen.append((keys.epoch.item(), views.full.shape[-1]))
 
     trainer.train_step.method.register_forward_pre_hook(note)
     return seen

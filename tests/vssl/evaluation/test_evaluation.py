@@ -153,7 +153,7 @@ def test_spread_is_1_in_all_directions_and_0_at_collapse():
 
 def test_health_of_a_batch_compares_its_views():
     features = torch.randn(40, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    health = feature_health(features)
+    health = feature_health(features, 20)
     one, other = features.chunk(2)
     assert not any(value.requires_grad for value in health.values())
     torch.testing.assert_close(health["alignment"], alignment(one, other).detach())

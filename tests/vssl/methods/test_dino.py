@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipelines.batch import Views
 from pipelines.errors import UserError
 from support.training import assert_a_killed_run_ends_the_same, everything, first_batch, losses, measured
+from support.views import keys, random_views
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
 from vssl.engine.trainer import Trainer
 from vssl.methods import build_method
 from vssl.methods.dino import DINOHead, dino_loss
+from vssl.methods.pairs import ViewCounts
 from vssl.models.config import ModelConfig
 
 B, K = 4, 6
@@ -51,6 +54,32 @@ def test_loss_and_gradient_are_those_by_hand(cosines):
     torch.testing.assert_close(terms["loss"].double(), reference, rtol=1e-5, atol=1e-6)
     gradients = [torch.autograd.grad(value, student)[0] for value in (terms["loss"], reference)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_multi_crop_is_that_of_a_written_out_double_loop():
+    """Algorithm 1 with local views: every full view of the teacher with every other view of the student."""
+    torch.manual_seed(0)
+    full, local = 3, 2
+    student, teacher = (torch.rand(views * B, K) * 2 - 1 for views in (full + local, full))
+    student.requires_grad_()
+    centre, total, terms = torch.rand(K) * 0.2, 0.0, 0
+    for t in range(full):
+        for s in range(full + local):
+            if s != t:
+                total = total + cross_entropy(teacher[t * B : (t + 1) * B], student[s * B : (s + 1) * B], centre)
+                terms += 1
+    loss = dino_loss(student, teacher, centre, ViewCounts(full, local), **TEMPERATURES)["loss"]
+    torch.testing.assert_close(loss.double(), total / terms, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(value, student)[0] for value in (loss, total / terms)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_teachers_temperature_warms_up(config):
+    warm = ("method.warmup_teacher_temperature_epochs=4", "method.teacher_temperature=0.07")
+    options = resolve(config(*SMALL, *warm)).method
+    method = build_method(options, ModelConfig(backbone="resnet8"), 8)
+    found = [float(method._teacher_temperature(torch.tensor(epoch))) for epoch in range(6)]
+    assert found == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])  # numpy.linspace(0.04, 0.07, 4), then constant
 
 
 def test_the_loss_is_the_targets_entropy_plus_the_divergence_from_it(cosines):
@@ -109,14 +138,14 @@ def method(config):
 
 
 def views():
-    torch.manual_seed(1)
-    return torch.randn(2 * B, 3, 8, 8), torch.arange(B), torch.tensor(1)
+    return random_views(B, side=8), keys(torch.arange(B), 1)
 
 
 def test_the_centre_is_the_moving_average_of_the_teachers_outputs(method):
     inputs, expected = views(), torch.zeros(24, dtype=torch.float64)
+    method.expect(B)  # which a call of the teacher alone does not know
     for _ in range(3):
-        _, outputs = method.teacher(inputs[0])
+        _, outputs = method.teacher(inputs[0].full)
         expected = 0.9 * expected + 0.1 * outputs.double().mean(dim=0)
         method(*inputs)
         torch.testing.assert_close(method.centre.double(), expected, rtol=1e-5, atol=1e-7)
@@ -129,18 +158,18 @@ def test_outputs_of_bfloat16_networks_are_float32_and_the_teacher_gets_no_gradie
     assert {value.dtype for value in (loss, method.centre, *metrics.values())} == {torch.float32}
     assert features.shape == (2 * B, method.width)
     with method.autocast():
-        assert method.student(views()[0])[1].dtype == torch.float32
+        assert method.student(views()[0].full)[1].dtype == torch.float32
     loss.backward()
     assert all(weight.grad.abs().sum() > 0 for weight in method.student.parameters())
     assert all(weight.grad is None for weight in method.teacher.parameters())
 
 
 def test_prototypes_have_no_gradient_while_they_are_frozen(method):
-    images, index, _ = views()
+    images, _ = views()
     gradients = {}
     for epoch in (0, 1):
         method.zero_grad()
-        method(images, index, torch.tensor(epoch)).loss.backward()
+        method(images, keys(torch.arange(B), epoch)).loss.backward()
         gradients[epoch] = method.student.projector.prototypes.weight.grad.abs().sum().item()
         assert method.student.projector.mlp[0].weight.grad.abs().sum() > 0
     assert gradients[0] == 0 and gradients[1] > 0
@@ -191,7 +220,7 @@ def test_a_step_that_is_not_finite_leaves_the_centre_as_it_was(config):
     step.set_schedule(epoch=0, lr=0.01, probe_lr=0.1, tau=0.9)
     step(batch)
     before = everything(trainer)
-    step.set_views(lambda pixels, size, index, epoch: torch.full((2 * len(index), 3, 8, 8), float("nan")))
+    step.set_views(lambda pixels, size, index, epoch: Views(torch.full((2 * len(index), 3, 8, 8), float("nan"))))
     step(batch)
     assert step.watch.read()[0] == 1
     assert step.method.centre.isfinite().all() and step.method.centre.abs().sum() > 0

@@ -6,25 +6,29 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines.batch import Views
 from pipelines.errors import UserError
+from support.views import keys, random_views
 from vssl.config import from_dict
 from vssl.engine.config import Config, resolve
 from vssl.methods import METHODS, build_method, find_method
-from vssl.methods.base import swap_views
+from vssl.methods.pairs import TWO_VIEWS, ViewCounts
 
 B = 8
 
 
-def build(name, **options):
+def build(name, counts=TWO_VIEWS, **options):
     torch.manual_seed(0)
     small = {"name": name, "projector_hidden": 32, "latent": 8, **options}
     config = resolve(from_dict({"method": small, "model": {"backbone": "resnet8"}}, Config))
-    return build_method(config.method, config.model, 32).train()
+    return build_method(config.method, config.model, 32, views=counts).train()
 
 
 def run(method, views=None):
-    views = torch.randn(2 * B, 3, 32, 32, generator=torch.Generator().manual_seed(1)) if views is None else views
-    return method(views, torch.arange(B), torch.tensor(0))
+    """The output of a method that was built for these views."""
+    counts = method.views
+    views = views or random_views(B, counts.full, counts.local)
+    return method(views, keys(torch.arange(B), full=counts.full, local=counts.local))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -107,9 +111,10 @@ def test_what_forward_changes_is_guarded(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_each_view_has_its_own_batch_statistics(name):
     """The features of a view do not depend on what the other view shows."""
-    views = torch.randn(2 * B, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    views = random_views(B).full
     other = torch.cat([views[:B], 5 + 3 * views[B:]])
-    torch.testing.assert_close(run(build(name), views).features[:B], run(build(name), other).features[:B])
+    one, same = (run(build(name), Views(pixels)).features[:B] for pixels in (views, other))
+    torch.testing.assert_close(one, same)
 
 
 def test_heads_are_the_published_ones():
@@ -129,9 +134,45 @@ def test_without_a_predictor_there_are_only_the_encoders_weights(name):
     assert torch.isfinite(run(method).loss)
 
 
-def test_swapping_views_gives_the_other_view():
-    rows = torch.arange(6)[:, None]
-    assert swap_views(rows).flatten().tolist() == [3, 4, 5, 0, 1, 2]
+MANY = ViewCounts(full=3, local=2, local_weight=0.5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_any_number_of_views(name):
+    method = build(name, MANY)
+    loss, features, metrics = run(method)
+    loss.backward()
+    assert features.shape == (3 * B, 64) and torch.isfinite(loss)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    learned = {key for key, weight in method.named_parameters() if weight.grad is not None}
+    assert learned == {key for key, _ in method.named_parameters() if not key.startswith("teacher.")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_local_views_without_weight_change_no_loss(name):
+    """Their pairs count nothing, and BatchNorm normalises every view by itself."""
+    views = random_views(B, 2, 3)
+    with_local, alone = build(name, ViewCounts(2, 3, 0.0)), build(name)
+    alone.load_state_dict(with_local.state_dict(), strict=False)  # that of local views has a predictor more
+    torch.testing.assert_close(run(with_local, views).loss, run(alone, Views(views.full)).loss)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_views_count_as_two_of_them(name):
+    """The loss is a mean over pairs: further pairs with the same images change nothing."""
+    views = random_views(B).full[:B]
+    two, four = (run(build(name, ViewCounts(count)), Views(views.repeat(count, 1, 1, 1))).loss for count in (2, 4))
+    torch.testing.assert_close(two, four, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vssl", "byol", "moco_v3"])
+def test_each_kind_of_view_has_a_predictor_of_its_own(name):
+    method = build(name, MANY, predictor=True)
+    heads = [
+        {key for key in method.state_dict() if key.startswith(kind)} for kind in ("predictor.", "local_predictor.")
+    ]
+    assert len(heads[0]) == len(heads[1]) > 0
+    assert not any(key.startswith("local_predictor.") for key in build(name, predictor=True).state_dict())
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "vssl"])

@@ -7,6 +7,7 @@ import torch
 
 from pipelines.errors import UserError
 from support.training import assert_a_killed_run_ends_the_same, losses, measured
+from support.views import keys, random_views
 from vssl.collectives import Peers
 from vssl.engine.config import load_config, resolve
 from vssl.engine.trainer import Trainer
@@ -110,7 +111,7 @@ def test_three_layers_no_teacher_and_a_float32_loss_of_bfloat16_networks(method)
     layers = [layer for layer in method.student.projector if isinstance(layer, torch.nn.Linear)]
     assert [tuple(layer.weight.shape) for layer in layers] == [(32, method.width), (32, 32), (8, 32)]
     method.autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
-    loss, features, metrics = method(torch.randn(8, 3, 8, 8), torch.arange(4), torch.tensor(0))
+    loss, features, metrics = method(random_views(4, side=8), keys(torch.arange(4)))
     assert {value.dtype for value in (loss, *metrics.values())} == {torch.float32}
     assert features.shape == (8, method.width) and not any(value.requires_grad for value in metrics.values())
     loss.backward()

@@ -57,7 +57,7 @@ def test_normalising_after_the_pooling_changes_no_value_gradient_or_statistic(sy
     eager.layer1 = eager.layer2 = eager.layer3 = eager.layer4 = eager.avgpool = nn.Identity()
     nn.init.normal_(eager.bn1.weight)  # where it is negative, the smallest value becomes the largest
     nn.init.normal_(eager.bn1.bias)
-    separate_views(eager, 2)
+    separate_views(eager, 2)  # of two images each
     if synchronised:
         synchronise_statistics(eager)
     network = copy.deepcopy(eager)
@@ -124,21 +124,6 @@ def test_teacher_evaluates_with_its_running_statistics():
     torch.testing.assert_close(teacher(alone)[0][0], teacher(torch.cat([alone, beside]))[0][0], rtol=1e-4, atol=1e-5)
 
 
-def test_with_moving_statistics_a_target_never_depends_on_the_other_images():
-    student = encoder()
-    teacher = Teacher(student, "moving").train()
-    images = 3 + torch.randn(16, 3, 32, 32)
-    student(images)  # moves its statistics
-    for _ in range(2):
-        teacher.update(student, torch.tensor(0.5))
-    alone, beside = teacher(images[:1])[1].mean, teacher(images)[1].mean[:1]
-    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
-    moved = [key for key in student.state_dict() if key.endswith("running_mean")]
-    before, after = encoder().state_dict(), student.state_dict()
-    for key in moved:
-        torch.testing.assert_close(teacher.network.state_dict()[key], before[key] / 4 + after[key] * 3 / 4)
-
-
 def test_teacher_update_keeps_the_tensors():
     student = encoder()
     teacher = Teacher(student)
@@ -202,7 +187,7 @@ def test_both_views_at_once_are_normalised_as_if_each_came_alone(name, synchroni
     if synchronised:
         synchronise_statistics(apart)
     joint = copy.deepcopy(apart)
-    separate_views(joint, 2)
+    separate_views(joint, 8)
     # The second view is brighter: statistics over both would differ from those of each.
     first, second, weights = torch.randn(8, 3, 64, 64), 1.0 + 2.0 * torch.randn(8, 3, 64, 64), torch.randn(16, width)
     expected = torch.cat([apart.train()(first), apart(second)])
