@@ -10,10 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
-from torch import Tensor
 
 from pipelines.augment.views import Augment
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Views
 from pipelines.errors import UserError
 from pipelines.formats.packed import open_packed
 from tools.bench.plain_step import LEARNING_RATE, TAU, PlainStep
@@ -21,6 +20,7 @@ from vssl.engine.build import build_step, prepare_step, training_loader
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import Config
 from vssl.engine.step import TrainStep
+from vssl.methods.pairs import TWO_VIEWS, ViewCounts
 from vssl.profile.timing import Rate, Timer
 from vssl.runtime.processes import World
 
@@ -80,23 +80,25 @@ def describe(rates: dict[str, Rate]) -> dict[str, dict]:
     }
 
 
-def _make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
-    """A batch of the training images, and its views."""
+def _make_batch(config: Config, device: torch.device) -> tuple[Batch, Views]:
+    """A batch of the training images, and its two full views: the plain step knows no others."""
     loader = training_loader(config, open_packed(config.data.dir), device, World())
     try:
         batch = next(iter(loader))
     finally:
         loader.close()
+    if ViewCounts.of(config.augment) != TWO_VIEWS:
+        raise UserError("the plain step has two full views: set augment.views=2 augment.local_views=0")
     augment = Augment(config.augment, config.data.image_size)
     return batch, augment.views(batch.pixels, batch.size, batch.index, config.train.seed, 0)
 
 
-def _candidates(config: Config, device: torch.device, batch: Batch, views: Tensor) -> dict[str, Callable[[], int]]:
+def _candidates(config: Config, device: torch.device, batch: Batch, views: Views) -> dict[str, Callable[[], int]]:
     plain_step = PlainStep(config, device)
-    halves = views.chunk(2)
+    first, second = views.full.split(len(batch.index))
 
     def plain() -> int:
-        plain_step(*halves)
+        plain_step(first, second)
         return len(batch.index)
 
     def ours(*, ready: bool) -> TrainStep:

@@ -20,6 +20,7 @@ METHODS = {
     "moco_v3": "MoCoV3",
     "vicreg": "VICReg",
     "dino": "DINO",
+    "lejepa": "LeJEPA",
 }
 COMPARED = ("vssl", "byol", "moco_v3")  # the methods that the tools compare by default
 

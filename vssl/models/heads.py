@@ -18,20 +18,29 @@ class Gaussian(NamedTuple):
 
 
 def mlp(
-    inputs: int, hidden: int, outputs: int, *, layers: int = 2, bias: bool = True, standardise: bool = False
+    inputs: int,
+    hidden: int,
+    outputs: int,
+    *,
+    layers: int = 2,
+    bias: bool = True,
+    standardise: bool = False,
+    norm: type[nn.Module] = BatchNorm1d,
 ) -> nn.Sequential:
-    """(Linear, BatchNorm, ReLU) for every hidden layer, then Linear. 2 layers are the head of BYOL (arXiv 2006.07733)
-    and MoCo v3 (arXiv 2104.02057), 3 layers the expander of VICReg (arXiv 2105.04906).
+    """(Linear, norm, ReLU) for every hidden layer, then Linear. 2 layers are the head of BYOL (arXiv 2006.07733)
+    and MoCo v3 (arXiv 2104.02057), 3 layers the expander of VICReg (arXiv 2105.04906) and the projector of LeJEPA
+    (arXiv 2511.08544).
 
     Args:
         inputs, hidden, outputs: widths.
         layers: number of linear layers, at least 2.
         bias: whether the linear layers have a bias; those of MoCo v3 have none.
+        norm: of the hidden layers, called with their width.
         standardise: end with a BatchNorm without affine parameters.
     """
     parts: list[nn.Module] = []
     for width in [inputs] + [hidden] * (layers - 2):
-        parts += [nn.Linear(width, hidden, bias=bias), BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        parts += [nn.Linear(width, hidden, bias=bias), norm(hidden), nn.ReLU(inplace=True)]
     parts.append(nn.Linear(hidden, outputs, bias=bias))
     if standardise:
         parts.append(BatchNorm1d(outputs, affine=False))
