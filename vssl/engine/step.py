@@ -104,8 +104,8 @@ class TrainStep:
         # Values that change from step to step are tensors: a compiled or captured step reads their current content.
         self.epoch, self.step = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
         self._seed = torch.tensor(config.train.seed, device=device)
-        groups = view_groups(config.augment, config.data.image_size)
-        self._view = torch.tensor([number for group in groups for number in group.numbers], device=device)
+        self._groups = view_groups(config.augment, config.data.image_size)
+        self._view = torch.tensor([number for group in self._groups for number in group.numbers], device=device)
         self.ema_rate = torch.zeros((), device=device)  # 1 - tau
         self.watch = Watch(config.data.batch_size // self.world.size, device)
         self._weights = [w for w in method.parameters() if w.requires_grad]
@@ -117,6 +117,8 @@ class TrainStep:
 
     def _distribute(self, learners: nn.Module) -> DistributedDataParallel:
         """``learners``, whose gradients are averaged over the processes while backward still runs."""
+        unused = self._weights_without_gradient(learners)  # DistributedDataParallel would wait for them
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learners, unused)
         # A captured step needs gradients that are not accumulated on the default stream.
         apart = torch.cuda.stream(torch.cuda.Stream()) if self.epoch.is_cuda else contextlib.nullcontext()
         with apart, warnings.catch_warnings():
@@ -126,6 +128,24 @@ class TrainStep:
         if self.config.train.exchange == "bf16":
             parallel.register_comm_hook(None, bf16_compress_hook)
         return parallel
+
+    def _weights_without_gradient(self, learners: nn.Module) -> list[str]:
+        """The names of the weights that no loss depends on, found by a trial on two random images; nothing changes."""
+        device, images = self.epoch.device, 2
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(group.count * images, 3, group.side, group.side) for group in self._groups]
+        views = Views(*(torch.rand(shape, generator=generator).to(device) for shape in shapes))
+        places = torch.arange(images, device=device)
+        buffers = [buffer.clone() for buffer in learners.buffers()]
+        with rehearsal():
+            loss, _ = learners(views, self.keys(places), torch.zeros_like(places))
+            loss.backward()
+        with torch.no_grad():
+            for buffer, before in zip(learners.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        unused = [name for name, weight in learners.named_parameters() if weight.requires_grad and weight.grad is None]
+        learners.zero_grad()
+        return unused
 
     def set_views(self, make_views: MakeViews) -> None:
         """From now on make the views with another function; nothing is compiled then."""
