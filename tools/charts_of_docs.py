@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Draw every chart of the docs from the figures in results/: python tools/charts_of_docs.py [--out docs]"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from matplotlib.figure import Figure
+
+from pipelines.errors import run_command
+from pipelines.files import check_writable
+from tools.bench.methods import ACCURACIES, Arm, Measured
+from vssl.charts import draw_loaders, draw_methods, save_chart
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+
+# An arm of a chart: the files that have its seeds, in order, and its name there.
+Seeds = tuple[tuple[str, ...], str]
+
+
+def join_arms(arms: dict[str, Seeds]) -> dict:
+    """One report of ``tools/compare.py methods`` from the arms of several."""
+    return {"arms": {name: _join(name, *seeds) for name, seeds in arms.items()}}
+
+
+def _join(name: str, files: tuple[str, ...], source: str) -> dict:
+    parts = [_read(f"methods/{file}.json")["arms"][source] for file in files]
+    measured = Measured(Arm(name, ()), [run for part in parts for run in part["runs"]])
+    return {
+        "config": parts[0]["config"],
+        "runs": measured.runs,
+        "mean": {key: measured.mean(key) for key in ACCURACIES},
+        "standard_error": {key: measured.standard_error(key) for key in ACCURACIES},
+    }
+
+
+def _read(name: str) -> dict:
+    report: dict = json.loads((RESULTS / name).read_text())
+    return report
+
+
+def _compare(predictor: str, *no_predictor: str) -> Callable[[], Figure]:
+    """VSSL's default, without a predictor, beside the other methods of the comparison with predictors."""
+    arms: dict[str, Seeds] = {
+        "vssl": (no_predictor, "vssl_nopred"),
+        "byol": ((predictor,), "byol"),
+        "moco_v3": ((predictor,), "moco_v3"),
+    }
+    return lambda: draw_methods(join_arms(arms))
+
+
+CHARTS: dict[str, Callable[[], Figure]] = {
+    "loaders.png": lambda: draw_loaders(_read("loaders/photographs-amd-avx2.json")),
+    "loaders-32.png": lambda: draw_loaders(_read("loaders/pixels-32-amd-avx512.json")),
+    "methods.png": _compare(
+        "cifar10-10-epochs-predictor-seeds-0-to-4",
+        "cifar10-10-epochs-no-predictor-seeds-0-to-3",
+        "cifar10-10-epochs-no-predictor-seed-4",
+    ),
+    "methods-40-epochs.png": _compare(
+        "cifar10-40-epochs-predictor-seeds-0-to-1",
+        "cifar10-40-epochs-no-predictor-seed-0",
+        "cifar10-40-epochs-no-predictor-seed-1",
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR", help="where to write the PNG files")
+    arguments = parser.parse_args()
+    for name in CHARTS:
+        check_writable(arguments.out / name)
+    for name, draw in CHARTS.items():
+        save_chart(draw(), arguments.out / name)
+        print(arguments.out / name)
+
+
+if __name__ == "__main__":
+    run_command(main)
