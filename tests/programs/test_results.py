@@ -1,16 +1,21 @@
-"""Published figures name the commit that produced them; files are written completely or not at all."""
+"""Published figures name the commit that produced them, and the docs say which file they come from."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.errors import UserError
 from pipelines.files import check_writable, write_json
+from support.programs import run_program
+from tools.charts_of_docs import CHARTS
 from vssl.commands.results import check_outputs, check_published, report_head
 from vssl.engine.environment import CHECKOUT, read_commit
 
@@ -114,6 +119,7 @@ def test_a_report_begins_with_command_and_commit(monkeypatch):
     monkeypatch.setattr("sys.argv", ["tools/throughput.py", "-c", "a b.yaml"])
     head = report_head(torch.device("cpu"))
     assert head["command"] == "python tools/throughput.py -c 'a b.yaml'"
+    assert head["schema"] == 1
     commit = read_commit()
     assert (head["environment"]["commit"], head["environment"]["dirty"]) == commit
 
@@ -149,3 +155,65 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(UserError, match="Permission denied"):
         check_writable(tmp_path / "locked" / "a.json")
+
+
+# The docs
+
+PAGES = [*sorted(Path("docs").rglob("*.md")), *map(Path, ("README.md", "CONTRIBUTING.md", "results/README.md"))]
+BENCHMARKS = [page for page in sorted(Path("docs/benchmarks").glob("*.md")) if page.name != "README.md"]
+RESULTS = sorted(Path("results").rglob("*.json"))
+PICTURES = {"report.png", "report-unlabelled.png", "views.png"}  # of runs and images, not of figures in results/
+
+
+def links(page):
+    """The files that a page links to, relative to the checkout, each with the part behind #."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in link:
+            path, _, heading = link.partition("#")
+            yield Path(os.path.relpath(page.parent / path if path else page)), heading
+
+
+def headings(page):
+    """As GitHub names them in links."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_of_the_docs_lead_somewhere(page):
+    for path, heading in links(page):
+        assert path.exists(), path
+        assert not heading or heading in headings(path), f"{path}#{heading}"
+
+
+def test_every_result_is_in_the_index_beside_the_page_that_explains_it():
+    indexed = []
+    for row in re.findall(r"^\| .*\.json.*$", Path("results/README.md").read_text(), re.MULTILINE):
+        page, *files = [Path(os.path.normpath(Path("results") / link)) for link in re.findall(r"\]\(([^)]+)\)", row)]
+        assert files == [path for path, _ in links(page) if path.suffix == ".json"]
+        indexed += files
+    assert sorted(indexed) == [path for path in RESULTS if path.parts[1] != "gpu"]
+
+
+@pytest.mark.parametrize("page", BENCHMARKS, ids=lambda page: page.stem)
+def test_a_benchmark_names_its_claim_its_facts_and_its_files(page):
+    text = page.read_text()
+    assert re.search(r"-\d{4}-\d{2}-\d{2}$", page.stem) and re.match(r"# .+\n\n\*\*", text)
+    assert all(f"\n- **{fact}:**" in text for fact in ("Command", "Hardware", "Commit", "Results"))
+    assert any(path in RESULTS for path, _ in links(page)) or "- **Results:** No result file" in text
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "decisions"])
+def test_every_page_of_a_folder_is_in_its_index(folder):
+    index = Path("docs", folder, "README.md")
+    listed = [path for path, _ in links(index) if path.parent == index.parent]
+    assert set(listed) == set(index.parent.glob("*.md")) - {index}
+
+
+def test_every_chart_of_the_docs_is_drawn_from_the_results(tmp_path):
+    assert {path.name for path in Path("docs").rglob("*.png")} == set(CHARTS) | PICTURES
+    done = run_program("tools/charts_of_docs.py", "--out", tmp_path)
+    assert done.returncode == 0 and {path.name for path in tmp_path.iterdir()} == set(CHARTS)
+    for name in CHARTS:
+        assert Image.open(tmp_path / name).size == Image.open(Path("docs") / name).size

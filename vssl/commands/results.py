@@ -71,8 +71,10 @@ def check_published(path: Path, root: Path = CHECKOUT) -> None:
 
 
 def report_head(device: torch.device, processes: int = 1) -> dict:
-    """The ``command`` and ``environment`` of a report. Call it before measuring: the checkout may change meanwhile."""
+    """The ``schema``, ``command`` and ``environment`` of a report. Call it before measuring: the checkout may change
+    meanwhile. ``schema`` counts the layouts of reports; a report without it is older than the first."""
     return {
+        "schema": 1,
         "command": shlex.join(["python", *sys.argv]),
         "environment": describe_environment(device, world_size=processes),
     }
