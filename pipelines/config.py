@@ -40,7 +40,7 @@ class DataConfig:
         512, "longest side of a whole image handed to the device; larger images are scaled down to it", low=4
     )
     limit: int = option(0, "train on the first N images after a seeded shuffle; 0: all", low=0)
-    drop_last: bool = option(True, "drop the last fewer-than-a-batch images of an epoch (others in each epoch)")
+    drop_last: bool = option(True, "drop the last incomplete batch; which images it holds changes every epoch")
 
 
 @dataclass(frozen=True)

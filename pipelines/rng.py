@@ -39,8 +39,8 @@ def _mix(value: Tensor) -> Tensor:
 
 def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) -> Tensor:
     """int64 [B]: the state from which all numbers of a sample in one stream are computed."""
-    # A mixer reads each of its intermediate values twice. The C++ of several in a row would double with every one; on a
-    # GPU to keep them costs a kernel each.
+    # Inductor would inline each mixer twice, so its C++ doubles per mixer: store the value. On a GPU storing costs a
+    # kernel each, so do not.
     keep = (lambda value: value) if index.is_cuda else stored
     state = keep(_mix(index + _GAMMA))
     for word in (seed, epoch, stream):

@@ -193,8 +193,7 @@ def jitter_with_one_mean(
 ) -> Planes:
     """``colour_jitter`` in the form that, compiled for a GPU, moves the fewest bytes: means first, then the result.
 
-    An image needs only one of the two means, and before its contrast the other contrast does nothing. So neither mean
-    has to wait for the other.
+    Each image's contrast is adjusted in only one of the two places, so the first pass can compute both means.
     """
     grays: list[Tensor] = []
 

@@ -12,7 +12,7 @@ WORSE = 3.0  # standard errors by which the kNN accuracy must be below the untra
 
 
 class Alarms:
-    """Finds each sign at most once in a run.
+    """Reports each problem once per run.
 
     Args:
         images: how many images the kNN accuracy is measured on.
@@ -23,7 +23,7 @@ class Alarms:
         self._raised: set[str] = set()
 
     def of_step(self, values: Mapping[str, float]) -> list[str]:
-        """New alarms, as text, from the means of the last steps by name; a name that a method lacks is no sign."""
+        """New alarms, as text, from the means of the last steps. Metrics that a method does not log are ignored."""
         found = {
             "feature_std": (
                 values["feature_std"] < COLLAPSED,

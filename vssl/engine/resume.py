@@ -47,8 +47,8 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
     values = to_dict(config)
     for key, field in options_of(config):
         section, name = key.split(".")
-        # A key that the checkpoint lacks is newer than its run, which did what is now the key's default; of null, which
-        # stands for the method's recipe, we do not know what the run did.
+        # Keys missing from the checkpoint were added later: assume their default. If the default is null (the method's
+        # recipe), the old value is unknown, so accept any.
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         change = Change(key, saved["config"].get(section, {}).get(name, default), values[section][name])
         if change.old == change.new:

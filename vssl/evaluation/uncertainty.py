@@ -71,7 +71,7 @@ def decoder_scores(means: Tensor, bank: Tensor, temperature: float) -> tuple[Ten
     Returns:
         float32 [N] each: the entropy of p(x_j | z) = softmax_j(cos(z, mu_j) / T) in nats, in [0, log M]: how many
         images could z stand for; and minus the log of the marginal p(z) = mean_j exp(cos(z, mu_j) / T), up to a
-        constant: how foreign z is.
+        constant: how far z is from all training images.
     """
     bank = F.normalize(bank, dim=1)
     entropies, surprises = [], []
@@ -115,8 +115,8 @@ def selective_accuracy(correct: Tensor, score: Tensor) -> Tensor:
 
 
 def excess_area(correct: Tensor, score: Tensor) -> dict[str, float]:
-    """``aurc``, the area under the curve of the error rate over coverage, 0 is best; ``e_aurc``, what of it a score
-    that ranks all right answers before all wrong ones would not have (Geifman et al., arXiv 1805.08206).
+    """``aurc``, the area under the curve of the error rate over coverage, 0 is best; ``e_aurc``, AURC minus the AURC of
+    a perfect ranking (Geifman et al., arXiv 1805.08206).
 
     Arguments as in ``selective_accuracy``.
     """

@@ -156,9 +156,8 @@ class BatchNorm2d(_SharedNorm, nn.BatchNorm2d):
     def of_maxima(self, x: Tensor, signs: Tensor) -> Tensor:
         """In training mode ``F.max_pool2d(self(signs * x), 3, 2, 1)``, pooled first: a quarter as much to normalise.
 
-        A norm with a weight of at least 0 rises with its input, so that both orders give the same. Elsewhere weight
-        and input change their signs together, which changes nothing either. (Of equal maxima another one may get the
-        gradient.)
+        BatchNorm with a weight of at least 0 is increasing, so it commutes with max pooling. For negative weights we
+        negate both the weight and the input. (Of equal maxima another one may get the gradient.)
 
         Args:
             x: [views * B, C, H, W], times ``signs``.

@@ -49,9 +49,9 @@ def share(hits: Tensor) -> Share:
 def difference(hits: Tensor, others: Tensor) -> Difference:
     """How much larger the share of ``hits`` is than that of ``others``, bool [N] of the same images.
 
-    The images are the same, so that only those count that one has and the other has not: if b and c are their numbers,
-    each is equally likely to be either where nothing differs, and b - c has the standard error sqrt(b + c) (binomial;
-    McNemar, Psychometrika 12, 1947).
+    Both results are for the same images, so only images on which they disagree matter (McNemar's test, Psychometrika
+    12, 1947). Let b and c count the images that only one of them hits. If nothing differs, such an image is equally
+    likely to count for either, and b - c has the standard error sqrt(b + c) (binomial).
     """
     only, others_only = (hits & ~others).sum().item(), (others & ~hits).sum().item()
     return Difference((only - others_only) / len(hits), math.sqrt(only + others_only) / len(hits))
