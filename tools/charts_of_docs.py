@@ -19,18 +19,15 @@ from vssl.charts import draw_loaders, draw_methods, save_chart
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 
-# An arm of a chart: the files that have its seeds, in order, and its name there.
-Seeds = tuple[tuple[str, ...], str]
+
+def _read(name: str) -> dict:
+    report: dict = json.loads((RESULTS / name).read_text())
+    return report
 
 
-def join_arms(arms: dict[str, Seeds]) -> dict:
-    """One report of ``tools/compare.py methods`` from the arms of several."""
-    return {"arms": {name: _join(name, *seeds) for name, seeds in arms.items()}}
-
-
-def _join(name: str, files: tuple[str, ...], source: str) -> dict:
-    parts = [_read(f"methods/{file}.json")["arms"][source] for file in files]
-    measured = Measured(Arm(name, ()), [run for part in parts for run in part["runs"]])
+def join_arms(parts: list[dict]) -> dict:
+    """One arm of a report of ``tools/compare.py methods`` from the same arm in several, in the order of its seeds."""
+    measured = Measured(Arm("", ()), [run for part in parts for run in part["runs"]])
     return {
         "config": parts[0]["config"],
         "runs": measured.runs,
@@ -39,19 +36,16 @@ def _join(name: str, files: tuple[str, ...], source: str) -> dict:
     }
 
 
-def _read(name: str) -> dict:
-    report: dict = json.loads((RESULTS / name).read_text())
-    return report
-
-
 def _compare(predictor: str, *no_predictor: str) -> Callable[[], Figure]:
-    """VSSL's default, without a predictor, beside the other methods of the comparison with predictors."""
-    arms: dict[str, Seeds] = {
-        "vssl": (no_predictor, "vssl_nopred"),
-        "byol": ((predictor,), "byol"),
-        "moco_v3": ((predictor,), "moco_v3"),
-    }
-    return lambda: draw_methods(join_arms(arms))
+    """The first method of a comparison, VSSL, in its default form without a predictor; the others with theirs."""
+
+    def draw() -> Figure:
+        arms = _read(f"methods/{predictor}.json")["arms"]
+        first = next(iter(arms))
+        arms[first] = join_arms([_read(f"methods/{name}.json")["arms"][f"{first}_nopred"] for name in no_predictor])
+        return draw_methods({"arms": arms})
+
+    return draw
 
 
 CHARTS: dict[str, Callable[[], Figure]] = {

@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.errors import UserError
 from pipelines.files import check_writable, write_json
 from support.programs import run_program
-from tools.charts_of_docs import CHARTS
+from tools.charts_of_docs import CHARTS, join_arms
 from vssl.commands.results import check_outputs, check_published, report_head
 from vssl.engine.environment import CHECKOUT, read_commit
 
@@ -217,3 +217,11 @@ def test_every_chart_of_the_docs_is_drawn_from_the_results(tmp_path):
     assert done.returncode == 0 and {path.name for path in tmp_path.iterdir()} == set(CHARTS)
     for name in CHARTS:
         assert Image.open(tmp_path / name).size == Image.open(Path("docs") / name).size
+
+
+def test_an_arm_of_several_reports_has_the_mean_and_the_error_of_all_its_seeds():
+    runs = [{"seed": seed, "knn_top1": value} for seed, value in enumerate((0.5, 0.6, 0.4))]
+    joined = join_arms([{"config": {"a": 1}, "runs": runs[:1]}, {"config": {"a": 2}, "runs": runs[1:]}])
+    assert joined["runs"] == runs and joined["config"] == {"a": 1}
+    assert joined["mean"]["knn_top1"] == pytest.approx(0.5) and joined["mean"]["linear_top1"] is None
+    assert joined["standard_error"]["knn_top1"] == pytest.approx(0.1 / 3**0.5)
