@@ -1,1 +1,1 @@
-"""Data: sources, packed formats, loaders and the two-view augmentation. Knows nothing of methods or training."""
+"""Data: sources, packed formats, loaders and the augmentation into views. Knows nothing of methods or training."""
