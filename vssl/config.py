@@ -36,9 +36,24 @@ __all__ = [
 Schema = TypeVar("Schema")
 
 
-def variants(classes: Callable[[], dict[str, type]], default: str) -> Any:
-    """A section whose keys depend on its ``name``: ``classes()`` gives the dataclass for each name."""
-    return dataclasses.field(default_factory=lambda: classes()[default](), metadata={"variants": classes})
+def variants(
+    classes: Callable[[], dict[str, type]],
+    default: str,
+    *,
+    find: Callable[[str], type] | None = None,
+    implied: Callable[[Any], str] | None = None,
+) -> Any:
+    """A section whose keys depend on its ``name``.
+
+    Args:
+        classes: gives the dataclass for each name.
+        default: the name whose dataclass is the default.
+        find: gives the dataclass of another name, ``package.module:Class``; None: there are no other names.
+        implied: gives the name that is meant by null, from a config whose other sections are as they were read; None:
+            null is no name.
+    """
+    metadata = {"variants": classes, "find": find, "implied": implied}
+    return dataclasses.field(default_factory=lambda: classes()[default](), metadata=metadata)
 
 
 def from_dict(values: dict, schema: type[Schema]) -> Schema:
@@ -53,18 +68,24 @@ def from_dict(values: dict, schema: type[Schema]) -> Schema:
 
 def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
     fields = {field.name: field for field in dataclasses.fields(section)}
-    given = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
+    dependent = [name for name, field in fields.items() if field.metadata.get("implied")]
+    given: dict[str, Any] = {}
+    # Read last what depends on the others, even if it is not given.
+    for name in [*(name for name in values if name not in dependent), *dependent]:
+        key, value = f"{prefix}{name}", values.get(name)
         if name not in fields:
             raise _unknown(key, schema)
         field = fields[name]
         if _is_section(field):
             if value is None:  # a section whose keys are all commented out
-                continue
+                if name not in dependent:
+                    continue
+                value = {}
             if not isinstance(value, dict):
                 raise UserError(f"{key} must be a section of keys, not {value!r}")
-            chosen: Any = _choose_variant(field, value, key) if "variants" in field.metadata else field.type
+            chosen: Any = field.type
+            if "variants" in field.metadata:
+                chosen = _choose_variant(field, value, key, section(**given) if name in dependent else None)
             given[name] = _read(value, chosen, key + ".", schema)
         else:
             given[name] = _convert(key, value, field.type)
@@ -76,10 +97,18 @@ def _is_section(field: dataclasses.Field) -> bool:
     return "variants" in field.metadata or dataclasses.is_dataclass(field.type)
 
 
-def _choose_variant(field: dataclasses.Field, values: dict, section: str) -> type:
-    """The dataclass that the section's ``name`` selects; checks that no key belongs to another variant."""
-    classes = field.metadata["variants"]()
+def _choose_variant(field: dataclasses.Field, values: dict, section: str, others: Any) -> type:
+    """The dataclass that the section's ``name`` selects; checks that no key belongs to another variant.
+
+    ``others``: the config as far as it is read, for a section whose name it may imply.
+    """
+    classes, find, implied = (field.metadata[key] for key in ("variants", "find", "implied"))
+    classes = classes()
     name = values.get("name", _default(field).name)
+    if name is None and implied is not None:
+        name = implied(others)
+    if find is not None and isinstance(name, str) and ":" in name:
+        classes[name] = find(name)
     if name not in classes:
         raise UserError(f"{section}.name must be {' or '.join(classes)}, not {name!r}")
     keys = {variant: _names(cls) for variant, cls in classes.items()}
@@ -147,22 +176,25 @@ def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fi
     for field in dataclasses.fields(schema):
         key = prefix + field.name
         if "variants" in field.metadata:
-            yield from _fields_of_variants(field.metadata["variants"](), key + ".")
+            yield from _fields_of_variants(field, key + ".")
         elif dataclasses.is_dataclass(field.type):
             yield from _fields(field.type, key + ".")
         else:
             yield key, field, ""
 
 
-def _fields_of_variants(classes: dict[str, type], prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
-    first = next(iter(classes))
-    name = option(first, "which one; the other keys of this section depend on it")
-    name.type = Literal[tuple(classes)]
+def _fields_of_variants(section: dataclasses.Field, prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
+    classes, default = section.metadata["variants"](), _default(section)
+    (named,) = (field for field in dataclasses.fields(default) if field.name == "name")
+    words = [*classes, *(["package.module:Class"] if section.metadata["find"] else [])]
+    words += ["null"] if section.metadata["implied"] else []
+    name = option(default.name, f"{help_of(named)}; the other keys of this section depend on it", words=tuple(words))
+    name.type = str
     yield prefix + "name", name, ""
     # A key may mean different things to different variants.
     found: dict[tuple, tuple[dataclasses.Field, list[str]]] = {}
-    for variant, section in classes.items():
-        for field in dataclasses.fields(section):
+    for variant, cls in classes.items():
+        for field in dataclasses.fields(cls):
             if field.name != "name":
                 meaning = (field.name, field.default, help_of(field))
                 found.setdefault(meaning, (field, []))[1].append(variant)
@@ -217,11 +249,18 @@ class _Loader(yaml.SafeLoader):
 _BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
+def read_config(
+    schema: type[Schema],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    translate: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Schema:
     """Read a YAML file and apply ``section.key=value`` overrides (values are YAML).
 
+    ``translate``: changes the file's nested dict before the overrides, for files that earlier versions wrote.
+
     Raises:
-        UserError: the file cannot be read or is not YAML, or as ``from_dict``.
+        UserError: the file cannot be read or is not YAML, or as ``from_dict`` or ``translate``.
     """
     try:
         values = yaml.load(Path(path).read_text(), _Loader) or {}
@@ -231,6 +270,7 @@ def read_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections of keys, as configs/demo.yaml does")
+    values = translate(values)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -181,7 +181,7 @@ def _figures(directory: Path) -> dict:
     }
 
 
-def measure_pace(configs: dict[str, Config], repeats: int, seconds: float) -> dict[str, Pace]:
+def measure_pace(configs: Mapping[str, Config], repeats: int, seconds: float) -> dict[str, Pace]:
     """How fast each arm trains on this machine: a block of each in turn, each in its own process."""
     with ExitStack() as closing:
         spawn = multiprocessing.get_context("spawn")

@@ -38,8 +38,9 @@ class PlainStep:
             network.to(device, memory_format=torch.channels_last).train()
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         weights = [*self.online.parameters(), *self.predictor.parameters()]
+        optim: Any = config.optim  # SGD's options, none of them null
         self.optimizer = torch.optim.SGD(
-            weights, LEARNING_RATE, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay
+            weights, LEARNING_RATE, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == torch.float16)
 

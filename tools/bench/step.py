@@ -18,7 +18,7 @@ from pipelines.formats.packed import open_packed
 from tools.bench.plain_step import LEARNING_RATE, TAU, PlainStep
 from vssl.engine.build import build_step, prepare_step, training_loader
 from vssl.engine.compilation import compile_step
-from vssl.engine.config import Config
+from vssl.engine.config import Resolved
 from vssl.engine.step import TrainStep
 from vssl.methods.pairs import TWO_VIEWS, ViewCounts
 from vssl.profile.timing import Rate, Timer
@@ -27,7 +27,7 @@ from vssl.runtime.processes import World
 __all__ = ["describe", "measure", "summarise"]
 
 
-def measure(config: Config, device: torch.device, repeats: int, seconds: float) -> dict[str, Rate]:
+def measure(config: Resolved, device: torch.device, repeats: int, seconds: float) -> dict[str, Rate]:
     """The rate of each candidate, by name.
 
     Args:
@@ -46,7 +46,9 @@ def measure(config: Config, device: torch.device, repeats: int, seconds: float) 
     return rates
 
 
-def _measure(config: Config, device: torch.device, repeats: int, seconds: float, cudnn_tries: bool) -> dict[str, Rate]:
+def _measure(
+    config: Resolved, device: torch.device, repeats: int, seconds: float, cudnn_tries: bool
+) -> dict[str, Rate]:
     torch.backends.cudnn.benchmark = cudnn_tries
     rates = Timer(device, repeats, seconds).rates(_candidates(config, device, *_make_batch(config, device)))
     return {f"{name}, cuDNN tries": rate for name, rate in rates.items()} if cudnn_tries else rates
@@ -80,7 +82,7 @@ def describe(rates: dict[str, Rate]) -> dict[str, dict]:
     }
 
 
-def _make_batch(config: Config, device: torch.device) -> tuple[Batch, Views]:
+def _make_batch(config: Resolved, device: torch.device) -> tuple[Batch, Views]:
     """A batch of the training images, and its two full views: the plain step knows no others."""
     loader = training_loader(config, open_packed(config.data.dir), device, World())
     try:
@@ -93,7 +95,7 @@ def _make_batch(config: Config, device: torch.device) -> tuple[Batch, Views]:
     return batch, augment.views(batch.pixels, batch.size, batch.index, config.train.seed, 0)
 
 
-def _candidates(config: Config, device: torch.device, batch: Batch, views: Views) -> dict[str, Callable[[], int]]:
+def _candidates(config: Resolved, device: torch.device, batch: Batch, views: Views) -> dict[str, Callable[[], int]]:
     plain_step = PlainStep(config, device)
     first, second = views.full.split(len(batch.index))
 

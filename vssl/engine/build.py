@@ -19,7 +19,7 @@ from vssl.collectives import Peers
 from vssl.engine.batch_size_checks import check_sizes
 from vssl.engine.capture import CapturedStep
 from vssl.engine.compilation import compile_step
-from vssl.engine.config import Config
+from vssl.engine.config import Config, Resolved
 from vssl.engine.step import MakeViews, TrainStep
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods import build_method
@@ -88,7 +88,7 @@ def make_views(augment: Augment, seed: int) -> MakeViews:
 
 
 def build_step(
-    config: Config,
+    config: Resolved,
     packed: Packed,
     device: torch.device,
     world: World | None = None,

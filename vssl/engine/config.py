@@ -4,19 +4,22 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pipelines.augment.groups import complete
 from pipelines.config import SMALL_IMAGE, AugmentConfig, DataConfig
+from pipelines.errors import UserError
 from pipelines.options import option
 from vssl.config import read_config, variants
+from vssl.engine.former_keys import drop_former_keys
 from vssl.evaluation.config import EvalConfig
 from vssl.methods import METHODS, find_method
-from vssl.methods.base import MethodOptions
+from vssl.methods.base import MethodOptions, Recipe
 from vssl.models.config import ModelConfig
-from vssl.optim import OptimConfig
+from vssl.optim import OPTIMIZERS, find_optimizer
+from vssl.optim.base import OptimOptions, ResolvedOptim
 
-__all__ = ["CheckpointConfig", "Config", "RunConfig", "TrainConfig", "load_config", "resolve"]
+__all__ = ["CheckpointConfig", "Config", "Resolved", "RunConfig", "TrainConfig", "load_config", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,24 @@ def _method_options() -> dict[str, type[MethodOptions]]:
     return {name: find_method(name).Options for name in METHODS}
 
 
+def _optim_options() -> dict[str, type[OptimOptions]]:
+    return {name: find_optimizer(name).Options for name in OPTIMIZERS}
+
+
+def _own_optim_options(name: str) -> type[OptimOptions]:
+    return find_optimizer(name).Options
+
+
+def _recipe(config: "Config") -> Recipe:
+    """The recipe of the config's method."""
+    method = find_method(config.method.name)
+    return method.recipe(config.method, small_images=config.data.image_size <= SMALL_IMAGE)
+
+
+def _recipes_optimizer(config: "Config") -> str:
+    return _recipe(config).optimizer
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything a run depends on. ``null`` means the method's own recipe (see ``resolve``)."""
@@ -78,30 +99,54 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodOptions = variants(_method_options, default="vssl")  # noqa: RUF009 (it is a field)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimOptions = variants(  # noqa: RUF009 (it is a field)
+        _optim_options, default="lars", find=_own_optim_options, implied=_recipes_optimizer
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
+@dataclass(frozen=True)
+class Resolved(Config):
+    """What ``resolve`` returns: a config that leaves nothing to the method's recipe."""
+
+    optim: ResolvedOptim = field(default_factory=ResolvedOptim)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply ``section.key=value`` overrides. Raises UserError as ``vssl.config.read_config``."""
-    return read_config(Config, path, overrides)
+    """Read a YAML file and apply ``section.key=value`` overrides. Keys that this version no longer has are dropped from
+    the file, as ``drop_former_keys`` does. Raises UserError as ``vssl.config.read_config``."""
+    return read_config(Config, path, overrides, drop_former_keys)
 
 
-def resolve(config: Config) -> Config:
-    """The config with every ``null`` replaced by the value of the method's recipe, so that changing ``method.name``
-    alone gives a fair comparison."""
-    method = find_method(config.method.name)
-    recipe = method.recipe(config.method, small_images=config.data.image_size <= SMALL_IMAGE)
-    optim = {"name": recipe.optimizer, "lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    return dataclasses.replace(
-        config,
-        method=_fill(config.method, recipe.options),
-        optim=_fill(config.optim, optim),
-        augment=complete(_fill(config.augment, recipe.augment), config.data.image_size),
-    )
+def resolve(config: Config) -> Resolved:
+    """The config with every ``null`` replaced that stands for the method's recipe, so that changing ``method.name``
+    alone gives a fair comparison. Rate and weight decay are the recipe's only for the recipe's optimizer; any other one
+    has defaults of its own.
+
+    Raises:
+        UserError: the learning rate would not fall.
+    """
+    recipe = _recipe(config)
+    name = config.optim.name or recipe.optimizer
+    options = find_optimizer(name).Options
+    lr, weight_decay = options.default_lr, options.default_weight_decay
+    if name == recipe.optimizer:
+        lr, weight_decay = recipe.lr, recipe.weight_decay
+    optim = cast(ResolvedOptim, _fill(config.optim, {"name": name, "lr": lr, "weight_decay": weight_decay}))
+    if type(optim) is not options:  # the default of a config that was not read from a file or dict
+        common = {field.name: getattr(optim, field.name) for field in dataclasses.fields(OptimOptions)}
+        optim = options(**common)
+    if optim.final_lr > optim.lr:
+        raise UserError(f"optim.final_lr={optim.final_lr:g} is above optim.lr={optim.lr:g}, from which the rate falls")
+    sections = {
+        "method": _fill(config.method, recipe.options),
+        "optim": optim,
+        "augment": complete(_fill(config.augment, recipe.augment), config.data.image_size),
+    }
+    return Resolved(**vars(config) | sections)
 
 
 def _fill(section: Any, values: dict[str, Any]) -> Any:

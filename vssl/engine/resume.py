@@ -7,6 +7,7 @@ from pipelines.formats.packed import Packed
 from pipelines.options import may_change
 from vssl.config import options_of, to_dict, value_to_yaml
 from vssl.engine.config import Config
+from vssl.engine.former_keys import drop_former_keys
 
 __all__ = ["Change", "find_changes", "identify"]
 
@@ -44,16 +45,17 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
         data = f"data.dir was {old} (SHA-256 {saved['data'][:8]}), now {new} (SHA-256 {packed.digest[:8]})"
         raise UserError(f"{data}: that is other data; give the data of the checkpoint, or start a new run")
     changes = []
-    values = to_dict(config)
+    before, values = drop_former_keys(saved["config"]), to_dict(config)
     for key, field in options_of(config):
         section, name = key.split(".")
         # Keys missing from the checkpoint were added later: assume their default. If the default is null (the method's
         # recipe), the old value is unknown, so accept any.
         default = list(field.default) if isinstance(field.default, tuple) else field.default
-        change = Change(key, saved["config"].get(section, {}).get(name, default), values[section][name])
+        old = before.get(section, {})
+        change = Change(key, old.get(name, default), values[section][name])
         if change.old == change.new:
             continue
-        if change.old is not None and not may_change(field):
+        if (change.old is not None or name in old) and not may_change(field):
             raise UserError(f"{change}: that would be another run; set it back, or start a new run in another run.dir")
         changes.append(change)
     if saved["processes"] != processes:

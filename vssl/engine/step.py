@@ -15,13 +15,14 @@ from torch.nn.utils import get_total_norm
 from pipelines.augment.groups import view_groups
 from pipelines.batch import Batch, Views
 from vssl.collectives import Exchange, rehearsal, rehearsing
-from vssl.engine.config import Config
+from vssl.engine.config import Resolved
 from vssl.engine.metrics import MeanAccumulator
 from vssl.engine.nonfinite import Watch
 from vssl.evaluation.feature_statistics import feature_health
 from vssl.evaluation.probe import OnlineProbe
 from vssl.methods.base import Keys, Method
-from vssl.optim import build_optimizer, load_optimizer, set_learning_rate
+from vssl.optim import build_optimizer, load_optimizer, set_learning_rate, set_weight_decay
+from vssl.optim.sgd import SGDOptions
 from vssl.runtime.precision import LossScale, autocast
 from vssl.runtime.processes import World
 
@@ -71,7 +72,7 @@ class TrainStep:
     counts it instead, and the trainer reads the count when it logs.
 
     Args:
-        config: resolved.
+        config: resolved, as its type says.
         make_views: makes the views; ``set_views`` replaces it.
         method: on the device, in channels_last format.
         probe: the online probe, or None.
@@ -82,7 +83,7 @@ class TrainStep:
 
     def __init__(
         self,
-        config: Config,
+        config: Resolved,
         make_views: MakeViews,
         method: Method,
         probe: OnlineProbe | None,
@@ -93,13 +94,10 @@ class TrainStep:
         self.config, self.method, self.probe, self.world = config, method, probe, world or World()
         self.autocast = method.autocast = autocast(device, amp)
         self.loss_scale = LossScale(device, enabled=amp == torch.float16)
-        optim: Any = config.optim  # nothing in it is null
-        self.optimizer = build_optimizer(
-            [method], optim.name, torch.zeros((), device=device), optim.weight_decay, optim.momentum, optim.eta
-        )
+        self.optimizer = build_optimizer(method, config.optim, method.student.backbone)
         self.probe_optimizer: Any = None  # None without a probe
         if probe is not None:
-            self.probe_optimizer = build_optimizer([probe], "sgd", torch.zeros((), device=device), 0.0, 0.9, 0.0)
+            self.probe_optimizer = build_optimizer(probe, SGDOptions(name="sgd", weight_decay=0.0))
         self.metrics = MeanAccumulator()
         # Values that change from step to step are tensors: a compiled or captured step reads their current content.
         self.epoch, self.step = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
@@ -182,12 +180,22 @@ class TrainStep:
             self.backward(batch)
         return exchanges
 
-    def set_schedule(self, epoch: int, lr: float, probe_lr: float, tau: float, step: int = 0) -> None:
-        """Write epoch, learning rates the teacher's momentum and the number of steps before this one
-        into the tensors that the step reads."""
+    def set_schedule(
+        self,
+        epoch: int,
+        lr: float,
+        probe_lr: float,
+        tau: float,
+        weight_decay: float | None = None,
+        step: int = 0,
+    ) -> None:
+        """Write epoch, learning rates, the teacher's momentum, the weight decay (None: as it is) and the number of steps
+        before this one into the tensors that the step reads."""
         self.epoch.fill_(epoch)
         self.step.fill_(step)
         set_learning_rate(self.optimizer, lr)
+        if weight_decay is not None:
+            set_weight_decay(self.optimizer, weight_decay)
         if self.probe_optimizer is not None:
             set_learning_rate(self.probe_optimizer, probe_lr)
         self.ema_rate.fill_(1.0 - tau)

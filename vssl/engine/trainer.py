@@ -76,11 +76,9 @@ class Trainer:
         self._side = config.data.image_size
         self.loader = self._build_loader()
         self.total_steps = config.train.epochs * len(self.loader)
-        scale = config.data.batch_size / 256
-        warmup = round(min(config.optim.warmup_epochs * len(self.loader), 0.1 * self.total_steps))
-        optim: Any = config.optim  # nothing in it is null
-        self.schedule = Schedule(optim.lr * scale, self.total_steps, warmup)
-        self.probe_schedule = Schedule(config.eval.probe_lr * scale, self.total_steps, 0)
+        batch, epochs = config.data.batch_size, config.train.epochs
+        self.schedule = Schedule.of(config.optim, batch_size=batch, epochs=epochs, steps_per_epoch=len(self.loader))
+        self.probe_schedule = Schedule(config.eval.probe_lr * batch / 256, self.total_steps, 0)
         augment = Augment(config.augment, config.data.image_size)
         self.evaluation = OnlineEvaluation(config, self.packed, augment, self.device, self.train_step.autocast, world)
         self.step = 0
@@ -159,13 +157,21 @@ class Trainer:
 
     def _derived(self) -> dict:
         """Values computed from the config and the data, for ``environment.json``."""
-        batch = self.config.data.batch_size
+        batch, optim = self.config.data.batch_size, self.config.optim
+        warmup, final_decay = optim.warmup_epochs, optim.final_weight_decay
         return {
             "learning_rate": self.schedule.lr,
-            "learning_rate_rule": f"optim.lr {self.config.optim.lr:g} x data.batch_size {batch} / 256",
+            "learning_rate_rule": f"optim.lr {optim.lr:g} x data.batch_size {batch} / 256",
+            "final_learning_rate": self.schedule.final_lr,
+            "weight_decay_rule": "constant"
+            if final_decay is None
+            else f"cosine from {optim.weight_decay:g} to {final_decay:g}",
             "images_per_process": batch // self.world.size,
             "steps_per_epoch": len(self.loader),
             "warmup_steps": self.schedule.warmup_steps,
+            "warmup_rule": "10 epochs, at most a tenth of the run"
+            if warmup is None
+            else f"optim.warmup_epochs {warmup:g}",
         }
 
     def _build_loader(self) -> Loader:
@@ -205,6 +211,7 @@ class Trainer:
             lr=self.schedule.learning_rate(self.step),
             probe_lr=self.probe_schedule.learning_rate(self.step),
             tau=1.0 if tau is None else tau,
+            weight_decay=self.schedule.decay(self.step),
         )
 
     def _after_step(self) -> None:

@@ -43,6 +43,10 @@ class DINOHead(nn.Module):
             nn.init.zeros_(layer.bias)
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
 
+    def classifier_weights(self) -> set[str]:
+        """What is no matrix to an optimizer that orthogonalises updates: a prototype is one row."""
+        return {"prototypes.weight"}
+
     def forward(self, features: Tensor, frozen: Tensor | None = None) -> Tensor:
         """``frozen``: bool, a scalar; if it is true, the prototypes get a gradient of 0."""
         embedding, weight = self.mlp(features), self.prototypes.weight

@@ -160,8 +160,7 @@ class Throughput:
         if self._steps % self.config.train.log_every == 0 and self._steps:
             self.step.metrics.read()
         # Low rates, as at the start of warm-up, keep untrained weights finite during the measurement.
-        optim: Any = self.config.optim  # nothing in it is null
-        self.step.set_schedule(0, 0.01 * optim.lr, 0.01 * self.config.eval.probe_lr, tau=0.99)
+        self.step.set_schedule(0, 0.01 * self.config.optim.lr, 0.01 * self.config.eval.probe_lr, tau=0.99)
         self._run(batch)
         self._steps += 1
         return len(batch.index)

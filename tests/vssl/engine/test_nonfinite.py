@@ -11,6 +11,7 @@ import torch
 from pipelines.errors import UserError
 from support.training import everything, first_batch, lines
 from vssl.engine.trainer import Trainer
+from vssl.optim import OPTIMIZERS
 from vssl.runtime.precision import LossScale
 
 
@@ -24,7 +25,7 @@ def break_loss(trainer, at_call):
     trainer.train_step.method.register_forward_hook(spoil)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_that_is_not_finite_changes_nothing(config, optimizer):
     trainer = Trainer(config(f"optim.name={optimizer}"))
     trainer.train_step.set_schedule(epoch=0, lr=0.1, probe_lr=0.1, tau=0.9)
@@ -56,7 +57,7 @@ def test_a_run_whose_loss_is_not_finite_stops_with_a_diagnosis_and_keeps_its_che
     assert "step-000000003.pt" in kept
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lars", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_loss_scaling_recovers_from_overflow_and_then_changes_no_bit(config, tmp_path, optimizer):
     plain, scaled = (
         Trainer(config(f"optim.name={optimizer}", f"run.dir={tmp_path / name}")) for name in ("plain", "scaled")

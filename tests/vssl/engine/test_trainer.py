@@ -46,7 +46,9 @@ def finished(digits, tmp_path_factory):
     return config, run
 
 
-@pytest.mark.parametrize(("optimizer", "loader"), [("adamw", "torch"), ("lars", "resident"), ("sgd", "resident")])
+@pytest.mark.parametrize(
+    ("optimizer", "loader"), [("adamw", "torch"), ("lars", "resident"), ("sgd", "resident"), ("muon", "resident")]
+)
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, optimizer, loader):
     overrides = (f"optim.name={optimizer}", f"data.loader={loader}", "data.workers=1")
     assert_a_killed_run_ends_the_same(config, tmp_path, *overrides)
@@ -56,7 +58,9 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(config, tmp_path, o
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("optimizer", "compiled"), [("adamw", "false"), ("lars", "true"), ("sgd", "false")])
+@pytest.mark.parametrize(
+    ("optimizer", "compiled"), [("adamw", "false"), ("lars", "true"), ("sgd", "false"), ("muon", "true")]
+)
 def test_a_deterministic_run_on_a_gpu_is_resumed_bit_for_bit(config, tmp_path, request, optimizer, compiled):
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     overrides = (f"optim.name={optimizer}", f"train.compile={compiled}", "train.device=cuda")
@@ -184,11 +188,24 @@ def test_the_probes_gradient_never_reaches_the_encoder(config, tmp_path):
         assert torch.equal(a, b)
 
 
-def test_warm_up_is_shortened_to_fit_a_short_run(config):
-    trainer = Trainer(config("optim.warmup_epochs=10", "train.epochs=2"))
-    rates = [trainer.schedule.learning_rate(step) for step in range(trainer.total_steps)]
-    assert trainer.schedule.warmup_steps == round(0.1 * trainer.total_steps)
-    assert max(rates) == trainer.schedule.lr and rates[-1] < 0.1 * max(rates)
+def test_the_step_gets_the_rates_and_the_weight_decay_of_the_schedule(config, tmp_path):
+    schedules = ("optim.final_lr=0.001", "optim.final_weight_decay=0.1", "optim.warmup_epochs=0.5")
+    seen = []
+
+    def on_step(trainer):
+        step, decayed = trainer.step - 1, trainer.train_step.optimizer.param_groups[0]
+        seen.append((decayed["lr"].item(), decayed["decay"].item()))
+        planned = trainer.schedule.learning_rate(step) * decayed["lr_scale"], trainer.schedule.decay(step)
+        assert seen[-1] == pytest.approx(planned, rel=1e-6)
+
+    trainer = Trainer(config(*schedules, "optim.backbone_lr_scale=0.5", "train.epochs=2"), on_step=on_step)
+    trainer.fit()
+    assert trainer.schedule.warmup_steps == 5 and len(seen) == 20
+    assert seen[0][1] < seen[-1][1] < 0.1 and seen[4][0] == max(rate for rate, _ in seen)
+    derived = json.loads((tmp_path / "run" / "environment.json").read_text())["derived"]
+    assert derived["final_learning_rate"] == 0.001 * 32 / 256
+    assert derived["weight_decay_rule"] == "cosine from 0.0001 to 0.1"
+    assert derived["warmup_rule"] == "optim.warmup_epochs 0.5"
 
 
 def test_if_the_compiler_fails_the_step_runs_eager_and_says_why(config, capsys, monkeypatch):
@@ -400,7 +417,7 @@ def test_a_network_from_timm_trains_and_its_export_loads_into_timm(config, tmp_p
 @pytest.mark.parametrize(("side", "small"), [(SMALL_IMAGE, True), (SMALL_IMAGE + 1, False)])
 def test_stem_and_recipe_agree_on_what_a_small_image_is(config, side, small):
     settings = resolve(
-        config("method.name=byol", "optim.lr=null", f"data.image_size={side}", "model.backbone=resnet18")
+        config("method.name=byol", "optim.name=null", f"data.image_size={side}", "model.backbone=resnet18")
     )
     backbone, _ = build_backbone(settings.model, side)
     assert (settings.optim.lr == 1.0) == (backbone.conv1.stride == (1, 1)) == small

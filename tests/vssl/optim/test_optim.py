@@ -1,7 +1,6 @@
-"""Optimizers against by-hand references, masked steps, schedules."""
+"""What every optimizer does: torch's formulas, masked steps, weights without a gradient, state, weight decay."""
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -9,65 +8,27 @@ import torch
 from torch import nn
 
 from pipelines.errors import UserError
-from vssl.engine.config import resolve
-from vssl.methods import METHODS, build_method
-from vssl.models.backbones import build_backbone
-from vssl.models.config import ModelConfig
-from vssl.optim import LARS, Schedule, build_optimizer, load_optimizer, set_learning_rate
+from support.optim import gradients, make, network
+from support.training import lines
+from vssl.engine.config import load_config, resolve
+from vssl.engine.trainer import Trainer
+from vssl.methods import METHODS, find_method
+from vssl.optim import OPTIMIZERS, find_optimizer, load_optimizer, set_learning_rate, set_weight_decay
 
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
-
-
-def gradients(model, seed, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    for weight in model.parameters():
-        weight.grad = scale * torch.randn(weight.shape, generator=generator)
-
-
-def reference_lars(weight, grad, buffer, lr, momentum, decay, eta, adapt):
-    if adapt:
-        norm, grad_norm = weight.norm(), grad.norm()
-        local = eta * norm / (grad_norm + decay * norm) if norm > 0 and grad_norm > 0 else lr
-        grad = (grad + decay * weight) * min(float(local) / lr, 1.0)
-    buffer = momentum * buffer + grad
-    return weight - lr * buffer, buffer
-
-
-@pytest.mark.parametrize("lr", [0.01, 2.0])  # the local rate is clipped at the first, not at the second
-def test_lars_is_the_papers_formula(lr):
-    model = network()
-    optimizer = build_optimizer([model], "lars", torch.tensor(lr), weight_decay=0.1, momentum=0.9, eta=0.02)
-    expected = {n: (w.detach().clone(), torch.zeros_like(w)) for n, w in model.named_parameters()}
-    for step in range(3):
-        gradients(model, step)
-        for name, weight in model.named_parameters():
-            old, buffer = expected[name]
-            expected[name] = reference_lars(old, weight.grad, buffer, lr, 0.9, 0.1, 0.02, adapt=weight.ndim > 1)
-        optimizer.step()
-        for name, weight in model.named_parameters():
-            torch.testing.assert_close(weight.detach(), expected[name][0], msg=name)
-
-
-def test_lars_takes_plain_steps_from_a_weight_of_zero():
-    weight = nn.Parameter(torch.zeros(2, 2))
-    optimizer = LARS([{"params": [weight]}], torch.tensor(0.5), 0.9, 0.0, 0.02)
-    weight.grad = torch.ones(2, 2)
-    optimizer.step()
-    torch.testing.assert_close(weight.detach(), torch.full((2, 2), -0.5))
+NAMES = list(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_fused_optimizers_equal_torchs_plain_ones(name):
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_fused_optimizers_equal_torchs_plain_ones(name, scheduled):
+    """With a schedule the decay is a tensor, here one that does not change."""
     ours, theirs = network(), network()
     plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
     extra = {"momentum": 0.9} if name == "sgd" else {}
     decayed = [w for w in theirs.parameters() if w.ndim > 1]
     rest = [w for w in theirs.parameters() if w.ndim <= 1]
     reference = plain([{"params": decayed}, {"params": rest, "weight_decay": 0}], 0.1, weight_decay=0.2, **extra)
-    optimizer = build_optimizer([ours], name, torch.tensor(0.1), weight_decay=0.2, momentum=0.9, eta=0.0)
+    optimizer = make(ours, name, weight_decay=0.2, final_weight_decay=0.2 if scheduled else None)
     for step in range(3):
         gradients(ours, step)
         gradients(theirs, step)
@@ -77,134 +38,209 @@ def test_fused_optimizers_equal_torchs_plain_ones(name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_a_bad_step_changes_neither_weights_nor_state(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scheduled_weight_decay_is_the_one_that_was_written(name):
+    fixed, scheduled = network(), network()
+    first = make(fixed, name, weight_decay=0.3)
+    second = make(scheduled, name, weight_decay=0.0, final_weight_decay=1.0)
+    set_weight_decay(second, 0.3)
+    for step in range(3):
+        for model, optimizer in ((fixed, first), (scheduled, second)):
+            gradients(model, step)
+            optimizer.step()
+    for a, b in zip(fixed.parameters(), scheduled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def state_of(optimizer):
+    """All tensors of the optimizer's state."""
+    values = [value for states in optimizer.state_dict()["state"].values() for value in states.values()]
+    return [value.clone() for value in values if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("final", [None, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_step_changes_neither_weights_nor_state(name, final):
     model, twin = network(), network()
-    optimizers = [
-        build_optimizer([m], name, torch.tensor(0.1), weight_decay=0.1, momentum=0.9, eta=0.02) for m in (model, twin)
-    ]
+    optimizers = [make(m, name, final_weight_decay=final) for m in (model, twin)]
     for step in range(4):
         for m, optimizer in zip((model, twin), optimizers, strict=True):
-            if step == 2 and m is twin:
-                continue  # the reference skips the bad step
-            gradients(m, step, scale=math.nan if step == 2 else 1.0)
-            optimizer.found_inf = torch.tensor(float(step == 2))
+            if step in (0, 2) and m is twin:
+                continue  # the reference skips the bad steps
+            gradients(m, step, scale=math.nan if step in (0, 2) else 1.0)
+            optimizer.found_inf = torch.tensor(float(step in (0, 2)))
             optimizer.step()
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
+    for a, b in zip(*map(state_of, optimizers), strict=True):
+        assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_state_continues_exactly(name):
-    def fresh(model):
-        return build_optimizer([model], name, torch.tensor(0.1), weight_decay=0.1, momentum=0.9, eta=0.02)
-
+@pytest.mark.parametrize("final", [None, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_without_a_gradient_stay_as_they_are(name, final):
     model = network()
-    optimizer = fresh(model)
+    optimizer = make(model, name, final_weight_decay=final)
+    for step in range(2):
+        before = [w.detach().clone() for w in model.parameters()]
+        gradients(model, step)
+        without = list(model[0].parameters())
+        for weight in without:
+            weight.grad = None
+        optimizer.found_inf = torch.tensor(0.0)
+        optimizer.step()
+        for weight, old in zip(model.parameters(), before, strict=True):
+            assert torch.equal(weight, old) == any(weight is one for one in without)
+    for weight in model.parameters():
+        weight.grad = None
+    optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"final_weight_decay": 0.5}])
+@pytest.mark.parametrize("name", NAMES)
+def test_state_continues_exactly(name, options):
+    model = network()
+    optimizer = make(model, name, **options)
     gradients(model, 0)
     optimizer.step()
     twin = network()
     twin.load_state_dict(model.state_dict())
-    restored = fresh(twin)
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    restored = make(twin, name, **options)
+    load_optimizer(restored, copy.deepcopy(optimizer.state_dict()))
     for m, o in ((model, optimizer), (twin, restored)):
         set_learning_rate(o, 0.05)
+        set_weight_decay(o, 0.2)
         gradients(m, 1)
         o.step()
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_biases_and_norms_are_neither_decayed_nor_adapted():
-    model = network()
-    optimizer = build_optimizer([model], "lars", torch.tensor(0.1), weight_decay=0.1, momentum=0.9, eta=0.02)
-    decayed, plain = optimizer.param_groups
-    assert {w.ndim for w in decayed["params"]} == {2} and decayed["adapt"]
-    assert {w.ndim for w in plain["params"]} == {1} and not plain["adapt"]
-
-
-def assert_grouped(module, plain):
-    """The weights without decay are those named ``plain``; within both groups they keep the module's order."""
-    named = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-    groups = build_optimizer([module], "sgd", torch.tensor(0.1), 0.1, 0.9, 0.0).param_groups
-    expected = [weight for name, weight in named.items() if name not in plain], [named[name] for name in plain]
-    for group, weights in zip(groups, expected, strict=True):
-        assert [id(weight) for weight in group["params"]] == [id(weight) for weight in weights]
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-
-
-def vectors(module):
-    """The names of all trained weights of one dimension."""
-    return [name for name, weight in module.named_parameters() if weight.requires_grad and weight.ndim <= 1]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_groups_of_a_method_with_a_resnet_go_by_dimensions_alone(config, method):
-    """The optimizer's state in a checkpoint depends on the order."""
-    settings = resolve(config(f"method.name={method}"))
-    module = build_method(settings.method, settings.model, 8)
-    assert_grouped(module, vectors(module))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "timm:resnet26d", "timm:test_convnext"])
-def test_groups_of_convolutional_networks_go_by_dimensions_alone(name):
-    if name.startswith("timm:"):
-        pytest.importorskip("timm")
-    module, _ = build_backbone(ModelConfig(backbone=name), 64)
-    assert_grouped(module, vectors(module))
-
-
-@pytest.mark.parametrize(("name", "more"), [("test_vit", "cls_token"), ("test_vit2", "reg_token")])
-def test_tokens_and_position_embeddings_do_not_decay(name, more):
-    pytest.importorskip("timm")
-    backbone, _ = build_backbone(ModelConfig(backbone=f"timm:{name}"), 32)
-    module = nn.ModuleDict({"encoder": backbone})
-    plain = {*vectors(module), "encoder.pos_embed", f"encoder.{more}"}
-    assert_grouped(module, [key for key, _ in module.named_parameters() if key in plain])
-
-
-class Odd(nn.Module):
-    """Weights of several dimensions that do not decay, and some that do."""
-
-    def __init__(self):
-        super().__init__()
-        self.temperature = nn.Parameter(torch.ones(4, 1, 1))
-        self.attention = nn.MultiheadAttention(4, 1)
-        self.norm = nn.LayerNorm([3, 4])
-        self.table = nn.Linear(4, 4)
-        self.embed = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
-
-    def no_weight_decay(self):
-        return {"table.weight", "embed.0.*"}
-
-
-def test_groups_go_by_the_kind_of_weight_and_by_what_the_network_excludes():
-    module = nn.Sequential(Odd())
-    groups = build_optimizer([module], "sgd", torch.tensor(0.1), 0.1, 0.9, 0.0).param_groups
-    decayed = {id(weight) for weight in groups[0]["params"]}
-    assert {name for name, weight in module.named_parameters() if id(weight) in decayed} == {
-        "0.attention.in_proj_weight",
-        "0.attention.out_proj.weight",
-        "0.embed.1.parametrizations.weight.original0",
-        "0.embed.1.parametrizations.weight.original1",
-    }
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_state_changes_nothing_that_the_config_says(name):
+    optimizer, other = make(network(), name, lr=0.3), make(network(), name, lr=0.1, weight_decay=0.7)
+    own = [(group["lr"], group["decay"], group["kind"], group["params"]) for group in optimizer.param_groups]
+    load_optimizer(optimizer, copy.deepcopy(other.state_dict()))
+    for group, (lr, decay, kind, params) in zip(optimizer.param_groups, own, strict=True):
+        assert group["lr"] is lr and (group["decay"], group["kind"]) == (decay, kind)
+        assert all(a is b for a, b in zip(group["params"], params, strict=True))
+        assert group.get("weight_decay", 0.0) in (0.0, 0.1)
 
 
 def test_a_state_of_other_groups_is_one_clear_line():
     old = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": []}], 0.1)
-    optimizer = build_optimizer([network()], "sgd", torch.tensor(0.1), 0.1, 0.9, 0.0)
     with pytest.raises(UserError, match=r"other groups of weights .*: start a new run with model\.weights=CHECKPOINT"):
-        load_optimizer(optimizer, old.state_dict())
+        load_optimizer(make(network(), "sgd"), old.state_dict())
 
 
-def test_warm_up_rises_linearly_then_the_cosine_falls_to_zero():
-    schedule = Schedule(lr=2.0, steps=100, warmup_steps=10)
-    rates = [schedule.learning_rate(step) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(2.0)
-    assert rates[55] == pytest.approx(1.0)
-    assert all(a > b for a, b in itertools.pairwise(rates[10:])) and 0 < rates[-1] < 0.01
+# Defaults
 
 
-def test_without_warm_up_the_first_rate_is_the_peak():
-    assert Schedule(lr=2.0, steps=5, warmup_steps=0).learning_rate(0) == 2.0
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_optimizer_alone_gets_its_own_defaults_unless_it_is_the_recipes(method, name):
+    keys = ["optim.lr=null", "optim.weight_decay=null", f"method.name={method}"]
+    for size in (32, 224):
+        config = resolve(load_config("configs/demo.yaml", [*keys, f"optim.name={name}", f"data.image_size={size}"]))
+        recipe = find_method(method).recipe(config.method, small_images=size <= 64)
+        options = find_optimizer(name).Options
+        expected = options.default_lr, options.default_weight_decay
+        if recipe.optimizer == name:
+            expected = recipe.lr, recipe.weight_decay
+        assert (config.optim.lr, config.optim.weight_decay) == expected
+        assert isinstance(config.optim, options)
+    chosen = resolve(load_config("configs/demo.yaml", [*keys, "optim.name=null"])).optim
+    assert (chosen.name, chosen.lr, chosen.weight_decay) == (recipe.optimizer, *_recipe_rates(method))
+
+
+def _recipe_rates(method):
+    config = load_config("configs/demo.yaml", [f"method.name={method}"])
+    recipe = find_method(method).recipe(config.method, small_images=True)
+    return recipe.lr, recipe.weight_decay
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_given_value_leaves_the_other_to_the_optimizer(name):
+    config = resolve(load_config("configs/folder.yaml", [f"optim.name={name}", "optim.lr=0.7"]))
+    alone = resolve(load_config("configs/folder.yaml", [f"optim.name={name}"]))
+    assert config.optim.lr == 0.7 and config.optim.weight_decay == alone.optim.weight_decay
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", METHODS)
+def test_method_and_optimizer_alone_are_a_sound_run(digits, tmp_path, method, name):
+    """50 steps on the digits. DINO's loss first rises with the entropy of its targets: there the divergence falls."""
+    keys = [f"method.name={method}", f"optim.name={name}", "optim.weight_decay=null", f"data.dir={digits}"]
+    small = [f"run.dir={tmp_path}", "train.epochs=5", "train.log_every=1", "eval.every=0", "train.device=cpu"]
+    Trainer(load_config("configs/demo.yaml", [*keys, *small, "train.compile=false"])).fit()
+    falling = [line["kl" if method == "dino" else "loss"] for line in lines(tmp_path) if "loss" in line]
+    assert len(falling) == 55 and sum(falling[-10:]) < 0.97 * sum(falling[:10])
+
+
+# An optimizer of one's own
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from pipelines.options import option
+from vssl.optim.base import OptimOptions, good, trained
+
+@dataclass(frozen=True)
+class Options(OptimOptions):
+    default_lr: ClassVar[float] = 0.01
+    default_weight_decay: ClassVar[float] = 0.0
+    power: float = option(1.0, "exponent", low=0.0)
+
+class Powered(torch.optim.Optimizer):
+    Options = Options
+    def __init__(self, groups, options):
+        super().__init__(groups, {})
+        self.power = options.power
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for w in trained(group):
+                w.sub_(torch.nan_to_num(w.grad.sign() * w.grad.abs() ** self.power) * group["lr"] * good(self))
+
+class NoOptions(torch.optim.SGD): ...
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "powered.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "optim.name=powered:Powered"
+
+
+def test_an_optimizer_outside_the_package_trains_and_resumes(own, config, tmp_path):
+    keys = (own, "optim.power=0.5", "optim.lr=null", "train.epochs=1")
+    trainer = Trainer(config(*keys))
+    assert (trainer.config.optim.lr, trainer.config.optim.power) == (0.01, 0.5)
+    trainer.fit()
+    trainer.directory.close()
+    assert Trainer(load_config(tmp_path / "run" / "config.yaml"), resume="auto").step == 10
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            ["optim.momentum=0.5"],
+            "optim.momentum is an option of optim.name=lars or sgd or muon, not of powered:Powered",
+        ),
+        (["optim.power=-1"], "optim.power must be at least 0.0, not -1.0"),
+        (["optim.name=adamw", "optim.power=1"], "unknown config key 'optim.power'"),
+        (["optim.name=powered:Missing"], "optim.name=powered:Missing: module 'powered' has no attribute 'Missing'"),
+        (["optim.name=missing:Powered"], "optim.name=missing:Powered: No module named 'missing'"),
+        (["optim.name=powered:NoOptions"], "optim.name=powered:NoOptions has no Options of the kind of"),
+        (["optim.name=powered"], "optim.name must be lars or sgd or adamw or muon, not 'powered'"),
+    ],
+)
+def test_what_is_wrong_with_an_own_optimizer_is_one_line(own, keys, message):
+    with pytest.raises(UserError) as error:
+        load_config("configs/demo.yaml", [own, *keys])
+    assert message in str(error.value)
