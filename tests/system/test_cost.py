@@ -54,6 +54,29 @@ except UserError as error:
     print(error)
 """
 
+STEP_LION = """
+import torch
+from torch import nn
+from pipelines.errors import UserError
+from vssl.engine.config import load_config, resolve
+from vssl.optim import build_optimizer, set_learning_rate
+
+optim = resolve(load_config("configs/demo.yaml", ["optim.name=lion", "optim.blend=0.5", "optim.weight_decay=0"])).optim
+weight = nn.Linear(2, 1, bias=False)
+nn.init.zeros_(weight.weight)
+optimizer = build_optimizer(weight, optim)
+set_learning_rate(optimizer, optim.lr)
+for gradient, bad in ((1.0, 0.0), (float("nan"), 1.0), (-1.0, 0.0)):
+    weight.weight.grad = torch.tensor([[gradient, 0.0]])
+    optimizer.found_inf = torch.tensor(bad)
+    optimizer.step()
+    print([round(w, 6) for w in weight.weight.flatten().tolist()])
+try:
+    load_config("configs/demo.yaml", ["optim.memory=0.5"])
+except UserError as error:
+    print(error)
+"""
+
 
 def apply_examples(project: Path) -> dict[str, int]:
     """Make the files and the changes that the page shows; how many lines each changed file gained."""
@@ -85,7 +108,7 @@ def project(tmp_path_factory):
     shutil.copy(ROOT / "train.py", copy)
     gained = apply_examples(copy)
     registries = {name: lines for name, lines in gained.items() if name.endswith("__init__.py")}
-    assert len(registries) == 4 and set(registries.values()) == {1}
+    assert len(registries) == 5 and set(registries.values()) == {1}
     assert gained["pipelines/config.py"] == 1 and gained["pipelines/augment/views.py"] == 2  # an import and the list
     return copy
 
@@ -127,6 +150,16 @@ def test_a_method_trains_and_a_protocol_judges_it(project, digits):
     assert "kNN top-1 trained" in out and "backbone.safetensors" in out
     out = run(project, "tools/evaluate.py", "runs/demo", "--protocol", "centroid", "--device", "cpu")
     assert out.startswith("centroid top-1: 0.")
+
+
+def test_an_optimizer_steps_and_its_keys_are_its_own(project, digits):
+    first, bad, second, refused = run(project, "-c", STEP_LION).splitlines()
+    assert (first, bad, second) == ("[-0.0002, 0.0]", "[-0.0002, 0.0]", "[0.0, 0.0]")
+    assert refused == "optim.memory is an option of optim.name=lion, not of adamw"
+    small = ("train.epochs=1", "train.compile=false", "data.limit=256", "data.batch_size=64", "eval.every=0")
+    keys = ("optim.name=lion", "optim.layer_decay=0.5", "optim.final_weight_decay=0.1", "run.dir=runs/lion", *small)
+    run(project, "train.py", "-c", "configs/demo.yaml", *keys, "train.device=cpu", f"data.dir={digits}")
+    assert (project / "runs/lion/backbone.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)

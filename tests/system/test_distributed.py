@@ -14,6 +14,7 @@ import torch
 from pipelines.errors import UserError
 from support.training import kill_after, lines, losses
 from vssl.config import to_yaml
+from vssl.engine.config import resolve
 from vssl.engine.step import TrainStep
 from vssl.engine.trainer import Trainer
 from vssl.profile.stages import Throughput
@@ -110,7 +111,9 @@ def test_generated_code_trains_one_and_several_processes_as_eager_code_one(confi
         keys = ("eval.every=0", f"train.compile={str(compiled).lower()}", f"run.dir={tmp_path / name}")
         # Other code rounds otherwise, so that a ReLU's input of nearly 0 may change its sign, which changes gradients
         # by 1e-3. At the other tests' learning rate the losses are then 1e-3 apart after 20 steps.
-        digests = processes(size, train(config(*TWENTY, *ARMS[arm], *keys, f"optim.lr={config().optim.lr / 10}")), 1500)
+        digests = processes(
+            size, train(config(*TWENTY, *ARMS[arm], *keys, f"optim.lr={resolve(config()).optim.lr / 10}")), 1500
+        )
         assert len(set(digests)) == 1
         assert ("compiled the step in" in processes.output(0)) == compiled
         return losses(tmp_path / name)

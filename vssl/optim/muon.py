@@ -118,7 +118,8 @@ class Muon(torch.optim.Optimizer):
     def _adam_step(self, weights: list[Tensor], lr: Tensor) -> None:
         states = [self.state[weight] for weight in weights]
         averages, squares, counts = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "count"))
-        torch._foreach_add_(counts, good(self))
+        # A list, because adding one tensor to all would wait for the device.
+        torch._foreach_add_(counts, [torch.ones_like(lr) * good(self)] * len(counts))
         torch._fused_adamw_(
             weights,
             [weight.grad for weight in weights],
