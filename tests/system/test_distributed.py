@@ -103,6 +103,14 @@ def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, comp
     assert environment["world_size"] == size and environment["derived"]["images_per_process"] == 48 // size
 
 
+def test_every_process_orthogonalises_the_same_updates(config, processes, tmp_path):
+    runs = [config(*TWENTY, "optim.name=muon", "eval.every=0", f"run.dir={tmp_path / f'on-{n}'}") for n in (1, 2)]
+    Trainer(runs[0]).fit()
+    assert len(set(processes(2, train(runs[1])))) == 1
+    one, several = (losses(tmp_path / f"on-{n}") for n in (1, 2))
+    assert several == pytest.approx(one, rel=1e-2)
+
+
 @pytest.mark.inductor
 @pytest.mark.parametrize("arm", ARMS)
 def test_generated_code_trains_one_and_several_processes_as_eager_code_one(config, processes, tmp_path, arm):

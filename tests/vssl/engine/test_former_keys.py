@@ -69,6 +69,12 @@ def test_a_former_run_continues_with_its_optimizers_state(run, digits):
     assert max(line["step"] for line in measured(run)) == 20
 
 
+def test_a_former_run_has_the_same_learning_rates(run, digits):
+    trainer = Trainer(own_config(run, digits, "run.dir=" + str(run.parent / "again")))
+    logged = {line["step"]: line["lr"] for line in measured(run)}
+    assert logged and {step: trainer.schedule.learning_rate(step - 1) for step in logged} == logged
+
+
 def test_a_new_run_starts_with_a_former_runs_weights(run, digits, tmp_path):
     config = own_config(
         run, digits, f"model.weights={run}/checkpoints/step-000000010.pt", f"run.dir={tmp_path / 'new'}"

@@ -56,8 +56,11 @@ def reference(weights, grads, momenta, lr, decay, momentum):
         weights[name] = (1 - lr * decay) * weight - lr * 0.2 * math.sqrt(max(rows, columns)) * update
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_step_is_the_formula_and_adamw_takes_the_rest(layout):
+PLAIN, CHANNELS = torch.contiguous_format, torch.channels_last
+
+
+@pytest.mark.parametrize(("layout", "of_gradient"), [(PLAIN, PLAIN), (CHANNELS, CHANNELS), (CHANNELS, PLAIN)])
+def test_a_step_is_the_formula_and_adamw_takes_the_rest(layout, of_gradient):
     model, twin = Net().to(memory_format=layout), Net()
     optimizer = make(model, "muon", lr=0.03, weight_decay=0.2)
     names = [f"{part}.weight" for part in ("first", "second", "wide", "tall", "other")]
@@ -73,7 +76,7 @@ def test_a_step_is_the_formula_and_adamw_takes_the_rest(layout):
         gradients(twin, step)
         grads = {name: weight.grad for name, weight in twin.named_parameters()}
         for name, weight in model.named_parameters():
-            weight.grad = grads[name].clone().to(memory_format=layout if weight.ndim == 4 else torch.contiguous_format)
+            weight.grad = grads[name].clone(memory_format=of_gradient if weight.ndim == 4 else PLAIN)
         optimizer.step()
         reference(expected, grads, momenta, 0.03, 0.2, 0.95)
         adamw.step()
