@@ -16,7 +16,10 @@ class FormerKey(NamedTuple):
 
 
 # By section.key. To remove a key from a section, add a line.
-FORMER_KEYS: dict[str, FormerKey] = {}
+FORMER_KEYS: dict[str, FormerKey] = {
+    "method.decoupled": FormerKey(True, "false: the gradient of Gaussian means depended on the variances"),
+    "method.teacher_statistics": FormerKey("batch", "moving: the teacher's BatchNorm used moving averages"),
+}
 
 # Every optimizer had all these keys, whether it used them or not.
 _FORMER_OPTIM = {"momentum": 0.9, "eta": 0.02}

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 from pipelines.errors import UserError
 from pipelines.formats.packed import Packed
 from pipelines.options import may_change
-from vssl.config import options_of, to_dict, value_to_yaml
-from vssl.engine.config import Config
+from vssl.config import from_dict, options_of, to_dict, value_to_yaml
+from vssl.engine.config import Config, resolve
 from vssl.engine.former_keys import drop_former_keys
 
 __all__ = ["Change", "find_changes", "identify"]
@@ -45,17 +45,15 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
         data = f"data.dir was {old} (SHA-256 {saved['data'][:8]}), now {new} (SHA-256 {packed.digest[:8]})"
         raise UserError(f"{data}: that is other data; give the data of the checkpoint, or start a new run")
     changes = []
-    before, values = drop_former_keys(saved["config"]), to_dict(config)
+    # Resolved anew: keys that the checkpoint lacks were added later, and its run did what is now their default.
+    before, values = to_dict(resolve(from_dict(drop_former_keys(saved["config"]), Config))), to_dict(config)
     for key, field in options_of(config):
         section, name = key.split(".")
-        # Keys missing from the checkpoint were added later: assume their default. If the default is null (the method's
-        # recipe), the old value is unknown, so accept any.
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
-        old = before.get(section, {})
-        change = Change(key, old.get(name, default), values[section][name])
+        # Another method or optimizer, which has other keys, is named first.
+        change = Change(key, before[section].get(name), values[section][name])
         if change.old == change.new:
             continue
-        if (change.old is not None or name in old) and not may_change(field):
+        if not may_change(field):
             raise UserError(f"{change}: that would be another run; set it back, or start a new run in another run.dir")
         changes.append(change)
     if saved["processes"] != processes:

@@ -189,8 +189,8 @@ class TrainStep:
         weight_decay: float | None = None,
         step: int = 0,
     ) -> None:
-        """Write epoch, learning rates, the teacher's momentum, the weight decay (None: as it is) and the number of steps
-        before this one into the tensors that the step reads."""
+        """Write epoch, learning rates, the teacher's momentum, the weight decay (None: as it is) and the number of
+        steps before this one into the tensors that the step reads."""
         self.epoch.fill_(epoch)
         self.step.fill_(step)
         set_learning_rate(self.optimizer, lr)

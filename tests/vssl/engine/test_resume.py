@@ -117,15 +117,16 @@ def test_a_copy_of_the_data_is_the_same_data_and_a_changed_file_is_not(compare, 
 def test_a_key_that_is_newer_than_the_checkpoint_had_its_default(config, digits):
     def compare(*overrides):
         saved = identify(resolve(config()), packed, 1)
-        for key in ("beta", "tau"):
-            del saved["config"]["method"][key]
+        for key in ("method.beta", "method.tau", "augment.local_views"):
+            section, name = key.split(".")
+            del saved["config"][section][name]
         return list(map(str, find_changes(saved, resolve(config(*overrides)), packed, 1)))
 
     packed = open_packed(digits)
-    tau = resolve(config()).method.tau  # null by default: the recipe's, which may have been another one
-    assert compare() == [f"method.tau was null, now {tau}"]
-    with pytest.raises(UserError, match=r"method.beta was 1.0, now 2.0: that would be another run"):
-        compare("method.beta=2")
+    assert compare() == []
+    for key, old, new in (("method.beta", 1.0, 2.0), ("method.tau", 0.99, 0.5), ("augment.local_views", 0, 2)):
+        with pytest.raises(UserError, match=f"{key} was {old}, now {new}: that would be another run"):
+            compare(f"{key}={new}")
 
 
 def test_every_key_of_a_config_is_compared():
