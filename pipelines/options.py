@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 from pipelines.errors import UserError
+from pipelines.parts import OWN, is_own
 
 __all__ = ["Bounds", "bounds_of", "check_options", "check_value", "help_of", "may_change", "option"]
 
@@ -16,7 +17,8 @@ class Bounds(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     ordered: bool = False  # a pair must be given as [least, greatest]
-    words: tuple[str, ...] = ()  # NAME in a word stands for any name; for a closed list use a Literal type
+    # NAME in a word stands for any name, ``parts.OWN`` for any such place; for a closed list use a Literal type.
+    words: tuple[str, ...] = ()
 
 
 def option(default: Any, help: str, *, may_change: bool = False, **bounds: Any) -> Any:
@@ -52,8 +54,9 @@ def check_value(key: str, value: Any, bounds: Bounds) -> None:
         UserError: out of bounds, not finite, a pair out of order, or an unknown word; the message names ``key``.
     """
     if isinstance(value, str) and bounds.words:
-        patterns = (re.escape(word).replace("NAME", r"\S+") for word in bounds.words)
-        if not any(re.fullmatch(pattern, value) for pattern in patterns):
+        patterns = (re.escape(word).replace("NAME", r"\S+") for word in bounds.words if word != OWN)
+        own = OWN in bounds.words and is_own(value)
+        if not own and not any(re.fullmatch(pattern, value) for pattern in patterns):
             raise UserError(f"{key} must be {' or '.join(bounds.words)}, not {value!r}")
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:

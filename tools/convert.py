@@ -18,6 +18,7 @@ from pipelines.convert import Report, convert, verify
 from pipelines.errors import run_command
 from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
+from pipelines.parts import OWN, is_own
 from pipelines.sources import SOURCES
 from vssl.commands.arguments import exit_on_signals, fraction, whole
 
@@ -25,7 +26,7 @@ from vssl.commands.arguments import exit_on_signals, fraction, whole
 def main() -> None:
     arguments = _parse()
     exit_on_signals()
-    out = arguments.out or Path("data") / f"{arguments.dataset}-{arguments.format}"
+    out = arguments.out or Path("data") / f"{arguments.dataset}-{arguments.format}".replace(":", "-")
     if arguments.verify:
         _print_packed(verify(out, arguments.workers))
         print("every checksum agrees and every sample decodes")
@@ -56,9 +57,20 @@ def _identity(out: Path) -> int | None:
     return out.stat().st_ino if out.exists() else None
 
 
+def _dataset(name: str) -> str:
+    if name not in SOURCES and not is_own(name):
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SOURCES)}, and not {OWN}")
+    return name
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=SOURCES, help="needed unless --verify has --out")
+    parser.add_argument(
+        "--dataset",
+        type=_dataset,
+        metavar="{" + ",".join(SOURCES) + "}",
+        help="or package.module:NAME, a function of your own; needed unless --verify has --out",
+    )
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the images; for CIFAR also the archive")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: data/<dataset>-<format>")
     parser.add_argument("--format", choices=FORMATS, default="ffcv", help="default: ffcv")

@@ -19,6 +19,7 @@ import yaml
 
 from pipelines.errors import UserError
 from pipelines.options import bounds_of, check_value, help_of, may_change, option
+from pipelines.parts import OWN, is_own, must_be
 
 __all__ = [
     "ConfigParser",
@@ -74,7 +75,7 @@ def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
     for name in [*(name for name in values if name not in dependent), *dependent]:
         key, value = f"{prefix}{name}", values.get(name)
         if name not in fields:
-            raise _unknown(key, schema)
+            raise _unknown(key, schema, [prefix + other for other in fields])
         field = fields[name]
         if _is_section(field):
             if value is None:  # a section whose keys are all commented out
@@ -87,6 +88,8 @@ def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
             if "variants" in field.metadata:
                 chosen = _choose_variant(field, value, key, section(**given) if name in dependent else None)
             given[name] = _read(value, chosen, key + ".", schema)
+        elif name == "name" and is_own(value):  # it chose this section: the class is there
+            given[name] = value
         else:
             given[name] = _convert(key, value, field.type)
             check_value(key, given[name], bounds_of(field))
@@ -107,10 +110,10 @@ def _choose_variant(field: dataclasses.Field, values: dict, section: str, others
     name = values.get("name", _default(field).name)
     if name is None and implied is not None:
         name = implied(others)
-    if find is not None and isinstance(name, str) and ":" in name:
+    if find is not None and is_own(name):
         classes[name] = find(name)
-    if name not in classes:
-        raise UserError(f"{section}.name must be {' or '.join(classes)}, not {name!r}")
+    elif not isinstance(name, str) or name not in classes:
+        raise must_be(f"{section}.name", classes, name)
     keys = {variant: _names(cls) for variant, cls in classes.items()}
     for key in values:
         owners = [variant for variant in classes if key in keys[variant]]
@@ -186,7 +189,7 @@ def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fi
 def _fields_of_variants(section: dataclasses.Field, prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
     classes, default = section.metadata["variants"](), _default(section)
     (named,) = (field for field in dataclasses.fields(default) if field.name == "name")
-    words = [*classes, *(["package.module:Class"] if section.metadata["find"] else [])]
+    words = [*classes, *([OWN] if section.metadata["find"] else [])]
     words += ["null"] if section.metadata["implied"] else []
     name = option(default.name, f"{help_of(named)}; the other keys of this section depend on it", words=tuple(words))
     name.type = str
@@ -202,9 +205,12 @@ def _fields_of_variants(section: dataclasses.Field, prefix: str) -> Iterator[tup
         yield prefix + field.name, field, "" if len(owners) == len(classes) else ", ".join(owners)
 
 
-def _unknown(key: str, schema: type) -> UserError:
-    """An error that names the nearest valid key: the same name in another section first, then the closest spelling."""
-    keys = [name for name, _, _ in _fields(schema)]
+def _unknown(key: str, schema: type, more: Sequence[str] = ()) -> UserError:
+    """An error that names the nearest valid key: the same name in another section first, then the closest spelling.
+
+    ``more``: keys of a section that the schema does not list, because the user's own code defines it.
+    """
+    keys = [*more, *(name for name, _, _ in _fields(schema) if name not in more)]
     near = difflib.get_close_matches(key, keys + [k.split(".")[0] for k in keys], n=1, cutoff=0.0)[0]
     same_name = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
     return UserError(f"unknown config key {key!r}; did you mean {(same_name or [near])[0]!r}?")
@@ -280,7 +286,10 @@ def read_config(
         except _BAD_YAML as error:
             raise UserError(f"override {override!r}: the value is not valid YAML") from error
         section, dot, name = key.partition(".")
-        if not dot or section not in _names(schema):
+        if not dot and section in _names(schema):
+            first = next(k for k, _, _ in _fields(schema) if k.startswith(f"{section}."))
+            raise UserError(f"{section} is a section of keys: write one of them, such as {first}=VALUE")
+        if section not in _names(schema):
             raise _unknown(key, schema)
         if values.get(section) is None:
             values[section] = {}

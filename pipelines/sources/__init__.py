@@ -3,12 +3,10 @@
 To add a source: a module here with the members of ``base.SourceModule``, and its line below.
 """
 
-import importlib
 from pathlib import Path
-from typing import cast
 
-from pipelines.errors import UserError
-from pipelines.sources.base import Source, SourceModule
+from pipelines.parts import find_part
+from pipelines.sources.base import Source
 
 __all__ = ["SOURCES", "load_source"]
 
@@ -28,13 +26,12 @@ def load_source(dataset: str, source: Path | None = None) -> Source:
     """List a data set's images; files are not opened yet.
 
     Args:
-        dataset: one of ``SOURCES``, whose module is imported now.
+        dataset: one of ``SOURCES``, or ``package.module:NAME``, a function of the user's with the arguments and the
+            result of this one.
         source: folder or archive; cifar10 and cifar100 are downloaded if it is None, digits takes none.
 
     Raises:
         UserError: no such data set; the source is missing, empty, or has the wrong layout.
     """
-    if dataset not in SOURCES:
-        raise UserError(f"--dataset {dataset} is none of {', '.join(SOURCES)}")
-    module = cast(SourceModule, importlib.import_module(f"{__name__}.{SOURCES[dataset]}"))
-    return module.load(dataset, source)
+    places = {name: f"{__name__}.{module}:load" for name, module in SOURCES.items()}
+    return find_part("--dataset", dataset, places)(dataset, source)

@@ -106,7 +106,9 @@ SOURCE = [
     Row("no source", "tools/convert.py --dataset folder", "--dataset folder needs --source DIR"),
     Row("no data set", "tools/convert.py --out {tmp}/out", "--dataset is required"),
     Row(
-        "unknown data set", "tools/convert.py --dataset imagenet", "argument --dataset: invalid choice: 'imagenet' ..."
+        "unknown data set",
+        "tools/convert.py --dataset imagenet",
+        "argument --dataset: 'imagenet' is none of digits, ...",
     ),
     Row("unknown format", f"{DIGITS} --format tar", "argument --format: invalid choice: 'tar' ..."),
     Row("quality", f"{DIGITS} --quality 101", "argument --quality: 101 must be between 1 and 100"),

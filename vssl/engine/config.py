@@ -73,6 +73,10 @@ def _method_options() -> dict[str, type[MethodOptions]]:
     return {name: find_method(name).Options for name in METHODS}
 
 
+def _own_method_options(name: str) -> type[MethodOptions]:
+    return find_method(name).Options
+
+
 def _optim_options() -> dict[str, type[OptimOptions]]:
     return {name: find_optimizer(name).Options for name in OPTIMIZERS}
 
@@ -98,7 +102,9 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    method: MethodOptions = variants(_method_options, default="vssl")  # noqa: RUF009 (it is a field)
+    method: MethodOptions = variants(  # noqa: RUF009 (it is a field)
+        _method_options, default="vssl", find=_own_method_options
+    )
     optim: OptimOptions = variants(  # noqa: RUF009 (it is a field)
         _optim_options, default="lars", find=_own_optim_options, implied=_recipes_optimizer
     )

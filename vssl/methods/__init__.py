@@ -1,8 +1,8 @@
 """Self-supervised methods, one file each: its options, heads, teacher, loss, recipe and state."""
 
-import importlib
 import sys
 
+from pipelines.parts import find_part
 from vssl.collectives import Peers
 from vssl.methods.base import Method, MethodOptions
 from vssl.methods.pairs import ViewCounts
@@ -26,8 +26,9 @@ COMPARED = ("vssl", "byol", "moco_v3")  # the methods that the tools compare by 
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of one of ``METHODS``."""
-    return getattr(importlib.import_module(f"vssl.methods.{name}"), METHODS[name])
+    """The class of one of ``METHODS`` or at ``package.module:NAME``. Raises UserError as ``find_part``."""
+    places = {name: f"{__name__}.{name}:{member}" for name, member in METHODS.items()}
+    return find_part("method.name", name, places, Method)
 
 
 def build_method(

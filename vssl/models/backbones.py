@@ -1,6 +1,8 @@
 """Backbones: torchvision's ResNets, with a stem for small images; a ResNet for CPUs; timm's networks."""
 
 import difflib
+import inspect
+from typing import Any
 
 import torch
 import torchvision
@@ -9,6 +11,7 @@ from torchvision.models.resnet import BasicBlock
 
 from pipelines.config import SMALL_IMAGE
 from pipelines.errors import UserError
+from pipelines.parts import find_part, is_own
 from vssl.models.config import ModelConfig
 from vssl.models.norm import BatchNorm2d, adopt_norms
 from vssl.models.stem import LargeImageResNet, StemConv2d
@@ -52,9 +55,10 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
     """Build a backbone without its classifier.
 
     Args:
-        config: ``backbone`` names it; ``stem`` is ``imagenet`` (7x7 stride 2 and max-pool), ``cifar`` (3x3 stride 1,
-            padding 1, no pool; the same keys), or ``auto`` (cifar for small images). ``resnet8`` and timm's networks
-            have stems of their own.
+        config: ``backbone`` names it: ``package.module:NAME`` is a function or class of the user's that returns it, and
+            gets ``image_size`` if it has an argument of this name. ``stem`` is ``imagenet`` (7x7 stride 2 and
+            max-pool), ``cifar`` (3x3 stride 1, padding 1, no pool; the same keys), or ``auto`` (cifar for small
+            images); all but torchvision's ResNets have stems of their own.
         image_size: side of a view in pixels.
 
     Returns:
@@ -67,6 +71,8 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
     if config.backbone.startswith("timm:"):
         backbone, width = _build_timm(config.backbone.removeprefix("timm:"), config.stem, image_size)
         check_side(backbone, config.backbone, image_size)
+    elif is_own(config.backbone):
+        backbone, width = _build_own(config.backbone, image_size)
     elif config.backbone == "resnet8":
         backbone, width = ResNet8(), 64
     else:
@@ -101,14 +107,33 @@ def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
     return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
+def _build_own(name: str, image_size: int) -> tuple[nn.Module, int]:
+    """A network of the user's code: [B, 3, S, S] -> [B, width]; the width is that of what it returns."""
+    make = find_part("model.backbone", name, {})
+    takes_size = "image_size" in inspect.signature(make).parameters
+    backbone = make(image_size=image_size) if takes_size else make()
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"model.backbone={name} must return a torch.nn.Module, not {type(backbone).__name__}")
+    features = check_side(backbone, name, image_size)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(f"model.backbone={name} must turn images [B, 3, S, S] into features [B, F], not {shape}")
+    return backbone, features.shape[1]
+
+
 @torch.no_grad()
-def check_side(backbone: nn.Module, name: str, side: int) -> None:
-    """Raise UserError if a backbone, on the CPU, does not take images of ``side`` pixels: patches, strides and position
-    embeddings limit the sizes. ``name`` is its ``model.backbone``."""
+def check_side(backbone: nn.Module, name: str, side: int) -> Any:
+    """What a backbone, on the CPU, makes of one image of ``side`` pixels. ``name`` is its ``model.backbone``.
+
+    Raises:
+        UserError: it does not take such images: patches, strides and position embeddings limit the sizes.
+    """
     training = backbone.training
     try:
-        backbone.eval()(torch.zeros(1, 3, side, side))
+        return backbone.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"model.backbone={name} does not take images of {side} pixels: {error}") from error
+        raise UserError(
+            f"model.backbone={name} does not take images of {side} pixels: {error or type(error).__name__}"
+        ) from error
     finally:
         backbone.train(training)

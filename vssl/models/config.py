@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.options import option
+from pipelines.parts import OWN
 
 __all__ = ["BACKBONES", "ModelConfig"]
 
@@ -15,7 +16,9 @@ class ModelConfig:
     """The backbone; heads belong to the method."""
 
     backbone: str = option(
-        "resnet18", "a torchvision ResNet, resnet8 (for CPUs), or any timm network", words=(*BACKBONES, "timm:NAME")
+        "resnet18",
+        "a torchvision ResNet, resnet8 (for CPUs), any timm network, or a function of your own that makes one",
+        words=(*BACKBONES, "timm:NAME", OWN),
     )
     stem: Literal["auto", "cifar", "imagenet"] = option("auto", "stem of ResNets; auto: cifar up to 64 pixels")
     sync_batchnorm: bool = option(True, "several processes: take batch statistics over the images of all")
