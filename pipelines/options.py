@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pipelines.errors import UserError
 from pipelines.parts import OWN, is_own
 
-__all__ = ["Bounds", "bounds_of", "check_options", "check_value", "help_of", "may_change", "option"]
+__all__ = ["Bounds", "bounds_of", "check_options", "check_value", "default_of", "help_of", "may_change", "option"]
 
 
 class Bounds(NamedTuple):
@@ -25,11 +25,17 @@ def option(default: Any, help: str, *, may_change: bool = False, **bounds: Any) 
     """A field with its default, the sentence that explains it, and its bounds (the fields of ``Bounds``).
 
     ``may_change``: a resumed run may have another value. With another value of any other option it would be another
-    run.
+    run. Only an empty mapping can be the default of a field of type ``dict``.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "may_change": may_change, "bounds": Bounds(**bounds)}
-    )
+    metadata = {"help": help, "may_change": may_change, "bounds": Bounds(**bounds)}
+    if default == {}:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a field made by ``option``."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def help_of(field: dataclasses.Field) -> str:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 import sys
 import types
 import typing
@@ -18,7 +19,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 
 from pipelines.errors import UserError
-from pipelines.options import bounds_of, check_value, help_of, may_change, option
+from pipelines.options import bounds_of, check_value, default_of, help_of, may_change, option
 from pipelines.parts import OWN, is_own, must_be
 
 __all__ = [
@@ -144,6 +145,8 @@ def _type_name(expected: Any) -> str:
         return f"a list of {len(typing.get_args(expected))} numbers"
     if _is_union(expected):
         return " or ".join("null" if t is type(None) else _type_name(t) for t in typing.get_args(expected))
+    if expected is dict:
+        return "a mapping of names to plain values"
     return {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}[expected.__name__]
 
 
@@ -169,9 +172,23 @@ def _convert(key: str, value: Any, expected: Any) -> Any:
                 return float(value)
             except ValueError:
                 pass
+    elif expected is dict:
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            return {name: _plain(f"{key}.{name}", item) for name, item in value.items()}
     elif type(value) is expected:
         return value
     raise UserError(f"{key} must be {_type_name(expected)}, not {value!r}")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A number, text, true, false, null or a list of them; raises UserError naming ``key``."""
+    if isinstance(value, list):
+        return [_plain(key, item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
+        return float(value)  # YAML 1.1 reads 1e-5 as text
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"{key} must be a number, text, true, false, null or a list of them, not {value!r}")
 
 
 def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
@@ -199,7 +216,7 @@ def _fields_of_variants(section: dataclasses.Field, prefix: str) -> Iterator[tup
     for variant, cls in classes.items():
         for field in dataclasses.fields(cls):
             if field.name != "name":
-                meaning = (field.name, field.default, help_of(field))
+                meaning = (field.name, value_to_yaml(default_of(field)), help_of(field))
                 found.setdefault(meaning, (field, []))[1].append(variant)
     for field, owners in found.values():
         yield prefix + field.name, field, "" if len(owners) == len(classes) else ", ".join(owners)
@@ -313,7 +330,7 @@ def explain(schema: type) -> str:
     rows: dict[str, list[str]] = {}
     for key, field, owners in _fields(schema):
         section, name = key.split(".")
-        default = value_to_yaml(field.default)
+        default = value_to_yaml(default_of(field))
         sentence = help_of(field) + (f" ({owners})" if owners else "")
         mark = "*" if may_change(field) else ""
         cells = (f"`{name}`{mark}", _accepted(field), f"`{default}`", sentence)

@@ -48,6 +48,8 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(config_file):
         ("augment.flip=1.5", "augment.flip must be between 0.0 and 1.0, not 1.5"),
         ("method.tau=1.5", "method.tau must be between 0.0 and 1.0, not 1.5"),
         ("train=5", "train is a section of keys: write one of them, such as train.epochs=VALUE"),
+        ("model.options=3", "model.options must be a mapping of names to plain values, not 3"),
+        ("model.options={depth: {a: 1}}", "model.options.depth must be a number, text, true, false, null or a list"),
         ("method=vssl", "method is a section of keys: write one of them, such as method.name=VALUE"),
         ("method.name=[vssl]", "method.name must be vssl or byol or moco_v3 or vicreg or dino or"),
         ("method.name=own_method:Absent", "method.name=own_method:Absent: there is no module own_method"),
@@ -88,6 +90,13 @@ def test_a_broken_file_is_one_clear_line(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the config .*absent\.yaml"):
         load_config(tmp_path / "absent.yaml")
+
+
+def test_a_mapping_keeps_its_plain_values(config_file):
+    config = load_config(config_file, ["model.options={rate: 1e-1, sizes: [1, 2], act: gelu, bias: false}"])
+    assert config.model.options == {"rate": 0.1, "sizes": [1, 2], "act": "gelu", "bias": False}
+    assert from_dict(yaml.safe_load(to_yaml(config)), Config) == config
+    assert load_config(config_file).model.options == {}
 
 
 def test_off_is_a_word_not_a_boolean(config_file):

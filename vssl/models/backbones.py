@@ -68,8 +68,10 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
         UserError: timm is not installed or has no such network, the network does not take images of this size, or a
             norm is not supported (``adopt_norms``).
     """
+    if config.options and not config.backbone.startswith("timm:"):
+        raise UserError(f"model.options are arguments of a timm network, which model.backbone={config.backbone} is not")
     if config.backbone.startswith("timm:"):
-        backbone, width = _build_timm(config.backbone.removeprefix("timm:"), config.stem, image_size)
+        backbone, width = _build_timm(config.backbone.removeprefix("timm:"), config, image_size)
         check_side(backbone, config.backbone, image_size)
     elif is_own(config.backbone):
         backbone, width = _build_own(config.backbone, image_size)
@@ -89,21 +91,35 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
     return backbone, width
 
 
-def _build_timm(name: str, stem: str, image_size: int) -> tuple[nn.Module, int]:
+def _build_timm(name: str, config: ModelConfig, image_size: int) -> tuple[nn.Module, int]:
     """A network of timm (https://github.com/huggingface/pytorch-image-models) with random weights."""
     try:
         import timm
     except ImportError as error:
         raise UserError(f"model.backbone=timm:{name} needs timm, which cannot be imported ({error})") from error
-    if stem == "cifar":
+    if config.stem == "cifar":
         raise UserError(f"model.stem=cifar: timm:{name} has a stem of its own; set model.stem=auto")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)[0]
         raise UserError(f"timm has no network {name!r}; did you mean model.backbone=timm:{near}?")
-    try:
-        backbone = timm.create_model(name, num_classes=0, img_size=image_size)  # position embeddings depend on it
-    except TypeError:  # convolutional networks take no such argument
-        backbone = timm.create_model(name, num_classes=0)
+    # How a network is loaded, what it takes and what it returns is no one's choice; model.weights starts from a file.
+    reserved = {*inspect.signature(timm.create_model).parameters, "num_classes", "in_chans", "features_only"}
+    for option in sorted(reserved & config.options.keys()):
+        raise UserError(f"model.options: a backbone's {option} cannot be set")
+    # The size of position embeddings; dynamic ones are fitted to each view. Most networks have neither argument.
+    sizes: dict[str, Any] = {"img_size": image_size, "dynamic_img_size": True}
+    while True:
+        try:
+            backbone = timm.create_model(name, num_classes=0, **(sizes | config.options))
+            break
+        except Exception as error:
+            if isinstance(error, TypeError) and sizes:
+                sizes.popitem()
+            elif config.options:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(f"model.options={config.options}: timm:{name} cannot be built: {reason}") from error
+            else:
+                raise
     return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 

@@ -20,6 +20,9 @@ class ModelConfig:
         "a torchvision ResNet, resnet8 (for CPUs), any timm network, or a function of your own that makes one",
         words=(*BACKBONES, "timm:NAME", OWN),
     )
+    options: dict = option(  # noqa: RUF009 (it is a field)
+        {}, "arguments of a timm network, e.g. {drop_path_rate: 0.1, patch_size: 8}"
+    )
     stem: Literal["auto", "cifar", "imagenet"] = option("auto", "stem of ResNets; auto: cifar up to 64 pixels")
     sync_batchnorm: bool = option(True, "several processes: take batch statistics over the images of all")
     weights: str = option("", "start the backbone from this file (.safetensors, .pth, ...) or from this run")

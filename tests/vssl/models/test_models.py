@@ -233,8 +233,39 @@ def test_an_image_too_small_for_a_network_is_one_clear_line(name, side):
         build_backbone(ModelConfig(backbone=f"timm:{name}"), side)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
+def test_transformers_take_views_of_several_sizes(name):
+    pytest.importorskip("timm")
+    backbone, width = build_backbone(ModelConfig(backbone=f"timm:{name}"), 64)
+    assert [backbone(torch.zeros(2, 3, side, side)).shape for side in (64, 32)] == [(2, width)] * 2
+
+
+def test_options_are_arguments_of_the_network():
+    pytest.importorskip("timm")
+    backbone, _ = build_backbone(ModelConfig("timm:test_vit", {"patch_size": 8, "drop_path_rate": 0.1}), 32)
+    assert backbone.pos_embed.shape[1] == 1 + (32 // 8) ** 2
+    assert backbone.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("timm:test_vit", {"patchsize": 8}, "unexpected keyword argument 'patchsize'"),
+        ("timm:test_vit", {"embed_dim": 7}, "timm:test_vit cannot be built: dim should be divisible by num_heads"),
+        ("timm:test_vit", {"pretrained": True}, "model.options: a backbone's pretrained cannot be set"),
+        ("timm:test_vit", {"num_classes": 3}, "a backbone's num_classes cannot be set"),
+        ("resnet8", {"zero_init": True}, "model.options are arguments of a timm network, which model.backbone=resnet8"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(name, options, message):
+    pytest.importorskip("timm")
+    with pytest.raises(UserError) as error:
+        build_backbone(ModelConfig(name, options), 32)
+    assert message in str(error.value)
+
+
 def test_a_network_of_one_image_size_cannot_start_with_smaller_views(config):
     pytest.importorskip("timm")
-    keys = ("model.backbone=timm:vit_tiny_patch16_224", "data.image_size=64", "train.first_size=32")
+    keys = ("model.backbone=timm:mixer_s32_224", "data.image_size=64", "train.first_size=32")
     with pytest.raises(UserError, match=r"does not take images of 32 pixels: Input height \(32\) doesn't match"):
         initial_method(resolve(config(*keys)))
