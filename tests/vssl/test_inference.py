@@ -78,9 +78,7 @@ def test_an_embedding_is_the_trained_students_in_evaluation_mode(trainer, run, d
     model = vssl.load(run, device="cpu")
     mean, variance = model.embed(pixels)
     method = trainer.train_step.method.eval()
-    normalised = trainer.evaluation.augment.evaluate(
-        torch.from_numpy(pixels)[:, None], torch.tensor([[8, 8]]).repeat(297, 1).int()
-    )
+    normalised = model.augment.evaluate(torch.from_numpy(pixels)[:, None], torch.tensor([[8, 8]]).repeat(297, 1).int())
     with torch.no_grad():
         features, posterior = method.student(normalised)
     torch.testing.assert_close(model.features(pixels), features, atol=1e-4, rtol=1e-4)

@@ -30,7 +30,15 @@ from vssl.runtime.device import repeat_bits, resolve_device
 from vssl.runtime.precision import resolve_amp
 from vssl.runtime.processes import World
 
-__all__ = ["build_step", "initial_method", "make_views", "open_run", "prepare_step", "training_loader"]
+__all__ = [
+    "build_step",
+    "evaluation_loader",
+    "initial_method",
+    "make_views",
+    "open_run",
+    "prepare_step",
+    "training_loader",
+]
 
 
 def open_run(config: Config, world: World) -> tuple[torch.device, Packed]:
@@ -58,8 +66,14 @@ def training_loader(
     full = config.data.image_size
     data = dataclasses.replace(config.data, image_size=side or full)
     augment = at_side(config.augment, full, data.image_size)
-    place = {"rank": world.rank, "world_size": world.size}
-    return build_loader(data, augment, packed, "train", train=True, seed=config.train.seed, device=device, **place)
+    seed, place = config.train.seed, {"rank": world.rank, "world_size": world.size}
+    return build_loader(data, augment, packed, "train", train=True, seed=seed, device=device, **place)
+
+
+def evaluation_loader(config: Config, packed: Packed, device: torch.device, world: World, split: str) -> BaseLoader:
+    """A loader of this process's part of a split, without augmentation; of the split train, the images of the run."""
+    seed, place = config.train.seed, {"rank": world.rank, "world_size": world.size}
+    return build_loader(config.data, config.augment, packed, split, train=False, seed=seed, device=device, **place)
 
 
 def initial_method(config: Config, peers: Peers | None = None) -> Method:

@@ -1,6 +1,7 @@
 """The training loop: build, resume, train, log, evaluate, save, export."""
 
 import contextlib
+import functools
 import math
 import signal
 import sys
@@ -15,7 +16,7 @@ from pipelines.batch import Loader
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from vssl.engine.async_checkpoint import Saver
-from vssl.engine.build import build_step, make_views, open_run, prepare_step, training_loader
+from vssl.engine.build import build_step, evaluation_loader, make_views, open_run, prepare_step, training_loader
 from vssl.engine.checkpoint import export_backbone
 from vssl.engine.collapse_alarms import Alarms
 from vssl.engine.config import Config, resolve
@@ -79,8 +80,14 @@ class Trainer:
         batch, epochs = config.data.batch_size, config.train.epochs
         self.schedule = Schedule.of(config.optim, batch_size=batch, epochs=epochs, steps_per_epoch=len(self.loader))
         self.probe_schedule = Schedule(config.eval.probe_lr * batch / 256, self.total_steps, 0)
-        augment = Augment(config.augment, config.data.image_size)
-        self.evaluation = OnlineEvaluation(config, self.packed, augment, self.device, self.train_step.autocast, world)
+        self.evaluation = OnlineEvaluation(
+            config.eval,
+            self.packed,
+            functools.partial(evaluation_loader, config, self.packed, self.device, world),
+            Augment(config.augment, config.data.image_size).evaluate,
+            self.train_step.autocast,
+            world,
+        )
         self.step = 0
         self.knn_first: float | None = None
         self.knn_last: float | None = None

@@ -15,7 +15,7 @@ from pipelines.loading.build import build_loader
 from vssl.evaluation.accuracy import accuracies
 from vssl.evaluation.features import extract_features
 from vssl.evaluation.knn import knn_predict
-from vssl.inference import Pretrained
+from vssl.evaluation.model import FrozenModel
 
 __all__ = ["OfflineEvaluation"]
 
@@ -34,7 +34,7 @@ class OfflineEvaluation:
         UserError: a split is missing, has no labels or has fewer than 2 images.
     """
 
-    def __init__(self, model: Pretrained, packed: Packed, batch_size: int | None = None) -> None:
+    def __init__(self, model: FrozenModel, packed: Packed, batch_size: int | None = None) -> None:
         self.model, self.packed = model, packed
         self.batch_size = batch_size or model.config.data.batch_size
         self._features: dict[str, tuple[Tensor, Tensor]] = {}
@@ -101,7 +101,5 @@ class OfflineEvaluation:
         # data.loader suits the run's own data; another data set may have another format.
         loader = config.data.loader if packed.dir == Path(config.data.dir) else "auto"
         data = dataclasses.replace(config.data, limit=0, batch_size=self.batch_size, loader=loader)
-        seed, device = config.train.seed, self.model.device
-        return contextlib.closing(
-            build_loader(data, config.augment, packed, split, train=False, seed=seed, device=device)
-        )
+        device = self.model.device
+        return contextlib.closing(build_loader(data, config.augment, packed, split, train=False, seed=0, device=device))
