@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Evaluate a frozen backbone on a labelled packed data set.
+"""Evaluate a trained backbone on a labelled packed data set.
 
 Examples:
-  python tools/evaluate.py runs/cifar10 --protocol knn
+  python tools/evaluate.py runs/cifar10 --protocol knn protocol.k=200 protocol.temperature=0.1
   python tools/evaluate.py runs/cifar10/backbone.safetensors --protocol linear --data data/cifar100-resident
   python tools/evaluate.py runs/cifar10 --protocol uncertainty --ood data/cifar100-resident
   python tools/evaluate.py resnet50.pth --protocol knn --config configs/in100_fast.yaml model.backbone=resnet50
@@ -19,33 +19,36 @@ from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
 from vssl.commands.arguments import whole
 from vssl.commands.results import add_json, add_plot, check_outputs, report_head
+from vssl.config import value_to_yaml
 from vssl.evaluation.offline import OfflineEvaluation
-from vssl.evaluation.protocols import PROTOCOLS, find_protocol
+from vssl.evaluation.protocols import PROTOCOLS, build_protocol, explain_protocols, find_protocol
+from vssl.evaluation.protocols.base import EvaluationProtocol
 from vssl.inference import load
 
 
 def main() -> None:
     arguments = _parse()
     check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
+    protocol = build_protocol(arguments.protocol, arguments.options)
     model = load(arguments.source, device=arguments.device, config=arguments.config, overrides=arguments.overrides)
     packed = open_packed(arguments.data or model.config.data.dir)
     evaluation = OfflineEvaluation(model, packed, arguments.batch_size)
     head = report_head(model.device)
-    protocol = find_protocol(arguments.protocol)
-    report = protocol.measure(evaluation, open_packed(arguments.ood) if arguments.ood else None)
+    report = protocol.measure(evaluation)
     _print(report, protocol.describe(report))
     if arguments.json:
         write_json(arguments.json, {**head, **report})
     if arguments.plot:
-        from vssl.charts import draw_uncertainty, save_chart  # at use: nothing else here needs matplotlib
+        from vssl.charts import save_chart  # at use: most protocols need no matplotlib
 
-        save_chart(draw_uncertainty(report), arguments.plot)
+        save_chart(protocol.chart(report), arguments.plot)
 
 
 def _parse() -> argparse.Namespace:
-    protocols = "\n".join(["Protocols:", *(f"  {name:<12} {what}" for name, what in PROTOCOLS.items())])
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=protocols, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="Protocols and their keys:\n" + explain_protocols() if {"-h", "--help"} & set(sys.argv) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source",
@@ -54,21 +57,41 @@ def _parse() -> argparse.Namespace:
         help="a run directory (its newest checkpoint), a checkpoint, an exported backbone, or a file of torchvision or "
         "timm",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
-    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of the protocol (protocol.k=5) and of the config",
+    )
+    parser.add_argument(
+        "--protocol",
+        required=True,
+        metavar="{" + ",".join(PROTOCOLS) + "}",
+        help="or package.module:NAME, a class of your own",
+    )
     parser.add_argument("--data", type=Path, metavar="PACKED_DIR", help="default: the run's data.dir")
-    parser.add_argument("--ood", type=Path, metavar="PACKED_DIR", help="uncertainty: out-of-distribution images")
+    parser.add_argument(
+        "--ood", type=Path, metavar="PACKED_DIR", help="out-of-distribution images: short for protocol.ood"
+    )
     add_json(parser)
-    add_plot(parser, "uncertainty: write a chart; default: beside the --json file")
+    add_plot(parser, "write a chart of the report; default: beside the --json file, if the protocol draws one")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="network and transform; default: the run's config.yaml"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="images per forward pass; default: the run's")
     arguments = parser.parse_intermixed_args()
-    if arguments.protocol != "uncertainty" and (arguments.ood or arguments.plot):
-        parser.error("--ood and --plot belong to --protocol uncertainty")
-    if arguments.protocol == "uncertainty" and arguments.json and not arguments.plot:
+    protocol = find_protocol(arguments.protocol)
+    arguments.options = [override for override in arguments.overrides if override.startswith("protocol.")]
+    arguments.overrides = [override for override in arguments.overrides if not override.startswith("protocol.")]
+    if arguments.ood:
+        if not hasattr(protocol.Options, "ood"):
+            parser.error(f"--ood: --protocol {arguments.protocol} has no option protocol.ood")
+        arguments.options.append(f"protocol.ood={value_to_yaml(str(arguments.ood))}")
+    draws = protocol.chart is not EvaluationProtocol.chart
+    if arguments.plot and not draws:
+        parser.error(f"--plot: --protocol {arguments.protocol} draws no chart")
+    if draws and arguments.json and not arguments.plot:
         arguments.plot = arguments.json.with_suffix(".png")
     return arguments
 

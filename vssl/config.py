@@ -26,9 +26,11 @@ __all__ = [
     "ConfigParser",
     "add_config_arguments",
     "explain",
+    "explain_keys",
     "from_dict",
     "options_of",
     "read_config",
+    "read_overrides",
     "to_dict",
     "to_yaml",
     "value_to_yaml",
@@ -293,7 +295,15 @@ def read_config(
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections of keys, as configs/demo.yaml does")
-    values = translate(values)
+    return _override(schema, translate(values), overrides)
+
+
+def read_overrides(schema: type[Schema], overrides: Sequence[str]) -> Schema:
+    """The defaults with ``section.key=value`` overrides applied. Raises UserError as ``read_config``."""
+    return _override(schema, {}, overrides)
+
+
+def _override(schema: type[Schema], values: dict, overrides: Sequence[str]) -> Schema:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -340,6 +350,14 @@ def explain(schema: type) -> str:
         lines += [f"## {section}", "", documents[section], "", "| key | value | default | |", "|---|---|---|---|"]
         lines += [*table, ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def explain_keys(schema: type) -> list[str]:
+    """A line of plain text for each key, with its default."""
+    return [
+        f"{key}={value_to_yaml(default_of(field))}  {help_of(field)} ({_accepted(field)})"
+        for key, field, _ in _fields(schema)
+    ]
 
 
 def _document(field: dataclasses.Field) -> str:

@@ -61,7 +61,18 @@ TOOLS = [
     Row("evaluate one class", f"{KNN} --data {{packed}}", "", one_class, 0),
     Row("evaluate a batch of 0", f"{KNN} --batch-size 0", "argument --batch-size: 0 must be at least 1"),
     Row("out of distribution, missing", f"{UNCERTAINTY} --ood {{tmp}}/absent", GONE),
-    Row("out of distribution, for kNN", f"{KNN} --ood {{data}}", "--ood and --plot belong to --protocol uncertainty"),
+    Row("out of distribution, for kNN", f"{KNN} --ood {{data}}", "--ood: --protocol knn has no option protocol.ood"),
+    Row("a chart of kNN", f"{KNN} --plot {{tmp}}/k.png", "--plot: --protocol knn draws no chart"),
+    Row("unknown protocol", "tools/evaluate.py {run} --protocol probe", "--protocol must be knn or linear or ..."),
+    Row(
+        "unknown key of a protocol",
+        f"{KNN} protocol.temprature=5",
+        "unknown config key 'protocol.temprature'; did you mean 'protocol.temperature'?",
+    ),
+    Row(
+        "key of another protocol", f"{KNN} protocol.epochs=5", "unknown config key 'protocol.epochs'; did you mean ..."
+    ),
+    Row("protocol's key out of bounds", f"{KNN} protocol.k=0", "protocol.k must be at least 1, not 0"),
     Row(
         "uncertainty of BYOL",
         "tools/evaluate.py {byol} --protocol uncertainty",

@@ -25,7 +25,7 @@ from vssl.commands.results import check_outputs, report_head
 from vssl.config import to_dict
 from vssl.engine.config import Config, load_config, resolve
 from vssl.evaluation.offline import OfflineEvaluation
-from vssl.evaluation.protocols import find_protocol
+from vssl.evaluation.protocols import build_protocol
 from vssl.inference import load
 from vssl.methods import COMPARED
 from vssl.profile.stages import Throughput
@@ -162,7 +162,7 @@ def _figures(directory: Path) -> dict:
     if not file.exists():
         model = load(directory)
         evaluation = OfflineEvaluation(model, open_packed(model.config.data.dir))
-        write_json(file, [find_protocol(name).measure(evaluation) for name in ("knn", "linear")])
+        write_json(file, [build_protocol(name).measure(evaluation) for name in ("knn", "linear")])
     knn, linear = json.loads(file.read_text())
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     curve = {line["epoch"]: line["knn_top1"] for line in lines if "knn_top1" in line}

@@ -1,4 +1,4 @@
-"""What all protocols need: a frozen model's features of a labelled packed data set, and the common report."""
+"""What all protocols need: a model, its features of a labelled packed data set, loaders, and the common report."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.batch import Loader
+from pipelines.batch import Batch, Loader, Views
 from pipelines.errors import UserError
 from pipelines.formats.packed import Packed
 from pipelines.loading.build import build_loader
@@ -26,7 +26,7 @@ class OfflineEvaluation:
     They are computed once per split, from images without augmentation, and stay on the device.
 
     Args:
-        model: what to evaluate.
+        model: what to evaluate; frozen, so that a protocol that trains it takes a copy.
         packed: a data set with the splits train and val, both labelled.
         batch_size: images per forward pass; None: the run's.
 
@@ -66,7 +66,7 @@ class OfflineEvaluation:
 
     def extract(self, packed: Packed, split: str) -> tuple[Tensor, Tensor]:
         """Features [N, F] and labels [N] of any split of any data set."""
-        with self._loader(packed, split) as loader:
+        with self.loader(split, packed=packed) as loader:
             return extract_features(self.model.backbone, loader, self.model.augment.evaluate, contextlib.nullcontext)
 
     def knn_votes(self, *, k: int = 20, temperature: float = 0.07) -> Tensor:
@@ -78,7 +78,7 @@ class OfflineEvaluation:
     def images(self, limit: int) -> Tensor:
         """The first ``limit`` images of val, normalised, float32 [N, 3, S, S] on the device."""
         found: list[Tensor] = []
-        with self._loader(self.packed, "val") as loader:
+        with self.loader("val") as loader:
             for batch in loader:
                 found.append(self.model.augment.evaluate(batch.pixels, batch.size))
                 if sum(map(len, found)) >= limit:
@@ -90,16 +90,30 @@ class OfflineEvaluation:
         """Apply ``compute`` to both augmented views [2B, 3, S, S] of each batch of val and join its results:
         ``compute`` returns two tensors [B, ...], this method two tensors [N, ...]."""
         results = []
-        with self._loader(self.packed, "val") as loader:
+        with self.loader("val") as loader:
             for batch in loader:
-                results.append(compute(self.model.augment.views(batch.pixels, batch.size, batch.index, 0, 0).full))
+                results.append(compute(self.views(batch).full))
         first, second = zip(*results, strict=True)
         return torch.cat(first), torch.cat(second)
 
-    def _loader(self, packed: Packed, split: str) -> contextlib.closing[Loader]:
-        config = self.model.config
+    def views(self, batch: Batch, seed: int = 0, epoch: int = 0) -> Views:
+        """The augmented views of a batch."""
+        return self.model.augment.views(batch.pixels, batch.size, batch.index, seed, epoch)
+
+    def loader(
+        self, split: str, *, train: bool = False, seed: int = 0, packed: Packed | None = None
+    ) -> contextlib.closing[Loader]:
+        """A context that gives a loader of a split, whose batches are on the model's device, and closes it.
+
+        Args:
+            train: shuffled by (``seed``, epoch), for ``views``. False: packed order, every image once.
+            packed: another data set than the one that is evaluated.
+        """
+        config, packed = self.model.config, packed or self.packed
         # data.loader suits the run's own data; another data set may have another format.
         loader = config.data.loader if packed.dir == Path(config.data.dir) else "auto"
         data = dataclasses.replace(config.data, limit=0, batch_size=self.batch_size, loader=loader)
         device = self.model.device
-        return contextlib.closing(build_loader(data, config.augment, packed, split, train=False, seed=0, device=device))
+        return contextlib.closing(
+            build_loader(data, config.augment, packed, split, train=train, seed=seed, device=device)
+        )

@@ -1,38 +1,49 @@
-"""Protocols that evaluate a frozen backbone, one file each; ``tools/evaluate.py --protocol`` selects one."""
+"""Protocols that evaluate a trained model, one file each; ``tools/evaluate.py --protocol`` selects one."""
 
-import importlib
-from typing import Protocol
+import dataclasses
+from collections.abc import Sequence
 
-from pipelines.formats.packed import Packed
-from vssl.evaluation.offline import OfflineEvaluation
+from pipelines.parts import find_part
+from vssl.config import explain_keys, read_overrides
+from vssl.evaluation.protocols.base import EvaluationProtocol
 
-__all__ = ["PROTOCOLS", "EvaluationProtocol", "find_protocol"]
+__all__ = ["PROTOCOLS", "build_protocol", "explain_protocols", "find_protocol"]
 
-# The value of --protocol, which is also the module's name, and what it measures.
+# The value of --protocol, which is also the name of the module, and the class in it.
 PROTOCOLS = {
-    "knn": "weighted kNN (k = 20, T = 0.07, cosine), and how well features use their dimensions",
-    "linear": "linear classification of cached features; a tenth of train selects the learning rate",
-    "uncertainty": "what the variance of each embedding knows (VSSL): selective accuracy, foreign images",
+    "knn": "KNN",
+    "linear": "Linear",
+    "uncertainty": "Uncertainty",
 }
 
 
-class EvaluationProtocol(Protocol):
-    """What a module of this package must define."""
-
-    def measure(self, evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
-        """Plain values for a JSON file: those of ``OfflineEvaluation.report`` and of the protocol.
-
-        Args:
-            foreign: a data set of out-of-distribution images (its val split, or train if it has no val); None: none.
-
-        Raises:
-            UserError: the run lacks what the protocol needs.
-        """
-
-    def describe(self, report: dict) -> list[str]:
-        """Lines of text to print after the accuracies."""
+def find_protocol(name: str) -> type[EvaluationProtocol]:
+    """The class of one of ``PROTOCOLS`` or at ``package.module:NAME``. Raises UserError as ``find_part``."""
+    places = {name: f"{__name__}.{name}:{member}" for name, member in PROTOCOLS.items()}
+    return find_part("--protocol", name, places, EvaluationProtocol)
 
 
-def find_protocol(name: str) -> EvaluationProtocol:
-    """The module of one of ``PROTOCOLS``."""
-    return importlib.import_module(f"vssl.evaluation.protocols.{name}")
+def build_protocol(name: str, overrides: Sequence[str] = ()) -> EvaluationProtocol:
+    """A protocol with its options, of which ``protocol.key=value`` overrides change the defaults.
+
+    Raises:
+        UserError: there is no such protocol, or as ``vssl.config.read_overrides``.
+    """
+    protocol = find_protocol(name)
+    return protocol(read_overrides(_schema(protocol), overrides).protocol)
+
+
+def explain_protocols() -> str:
+    """What each of ``PROTOCOLS`` measures, and its keys."""
+    lines = []
+    for name in PROTOCOLS:
+        protocol = find_protocol(name)
+        lines += [f"  {name:<12} {(protocol.__doc__ or '').splitlines()[0]}"]
+        lines += [f"    {line}" for line in explain_keys(_schema(protocol))]
+    return "\n".join(lines)
+
+
+def _schema(protocol: type[EvaluationProtocol]) -> type:
+    """A config whose only section is ``protocol``."""
+    section = dataclasses.field(default_factory=protocol.Options)
+    return dataclasses.make_dataclass("Keys", [("protocol", protocol.Options, section)], frozen=True)

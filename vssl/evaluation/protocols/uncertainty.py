@@ -1,13 +1,18 @@
 """Is the variance an uncertainty? Errors, calibration, corruptions and foreign images, with controls."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.formats.packed import Packed
+from pipelines.formats.packed import open_packed
+from pipelines.options import option
+from vssl.charts import draw_uncertainty
 from vssl.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from vssl.evaluation.offline import OfflineEvaluation
+from vssl.evaluation.protocols.base import EvaluationProtocol, ProtocolOptions
 from vssl.evaluation.uncertainty import (
     calibration,
     nearest_is_right,
@@ -16,41 +21,83 @@ from vssl.evaluation.uncertainty import (
     uncertainty_scores,
 )
 
-__all__ = ["describe", "measure"]
+__all__ = ["Uncertainty", "UncertaintyOptions"]
 
 CORRUPTED = 500  # images, each in 20 states
 MEANINGLESS = 0.1  # a rank correlation of variance and error below this says nothing
 
 
-def measure(evaluation: OfflineEvaluation, foreign: Packed | None = None) -> dict:
-    """As ``EvaluationProtocol.measure``: for each of ``uncertainty_scores`` its ``score_report`` and, under
-    ``corruptions``, the rank correlation with the strength of each; R@1; the calibration, which compares the predicted
-    variance with the observed squared error."""
-    method = evaluation.model.trained_method()
-    bank, _ = evaluation.features("train")
-    features, labels = evaluation.features("val")
-    bank_means = torch.cat([method.posterior(part).mean for part in bank.split(8192)])
-    temperature = method.options.temperature
+@dataclass(frozen=True)
+class UncertaintyOptions(ProtocolOptions):
+    ood: str = option("", "a packed data set of out-of-distribution images: its val split, or train if it has no val")
+    temperature: float | None = option(
+        None, "temperature of the decoder's scores; null: that of the method, or 0.1 if it has none", low=1e-6
+    )
 
-    def scores(features: Tensor) -> dict[str, Tensor]:
-        return uncertainty_scores(method.posterior(features), features, bank_means, bank, temperature=temperature)
 
-    votes = evaluation.knn_votes()
-    correct, found = votes.argmax(dim=1) == labels, nearest_is_right(features, labels)
-    report = evaluation.report("uncertainty", votes, labels) | {"r_at_1": found.float().mean().item()}
-    theirs = None
-    if foreign is not None:
-        split = "val" if "val" in foreign.splits else "train"
-        theirs = scores(evaluation.extract(foreign, split)[0])
-        report["ood"] = {"dataset": foreign.dataset, "split": split, "count": len(theirs["variance"])}
-    report["scores"] = {
-        name: score_report(correct, found, score, None if theirs is None else theirs[name])
-        for name, score in scores(features).items()
-    }
-    for name, correlations in _corruptions(evaluation, scores).items():
-        report["scores"][name]["corruptions"] = correlations
-    report["calibration"] = calibration(*_errors(evaluation))
-    return report
+class Uncertainty(EvaluationProtocol):
+    """What the variance of each embedding knows: selective accuracy, corruptions, out-of-distribution images.
+
+    For methods whose ``posterior`` and ``predict`` give a variance.
+    """
+
+    Options = UncertaintyOptions
+
+    def measure(self, evaluation: OfflineEvaluation) -> dict:
+        """For each of ``uncertainty_scores`` its ``score_report`` and, under ``corruptions``, the rank correlation with
+        the strength of each; R@1; the calibration, which compares the predicted variance with the observed squared
+        error."""
+        foreign = open_packed(self.options.ood) if self.options.ood else None
+        method = evaluation.model.trained_method()
+        bank, _ = evaluation.features("train")
+        features, labels = evaluation.features("val")
+        bank_means = torch.cat([method.posterior(part).mean for part in bank.split(8192)])
+        temperature = self.options.temperature or getattr(method.options, "temperature", 0.1)
+
+        def scores(features: Tensor) -> dict[str, Tensor]:
+            return uncertainty_scores(method.posterior(features), features, bank_means, bank, temperature=temperature)
+
+        votes = evaluation.knn_votes()
+        correct, found = votes.argmax(dim=1) == labels, nearest_is_right(features, labels)
+        report = evaluation.report("uncertainty", votes, labels) | {"r_at_1": found.float().mean().item()}
+        theirs = None
+        if foreign is not None:
+            split = "val" if "val" in foreign.splits else "train"
+            theirs = scores(evaluation.extract(foreign, split)[0])
+            report["ood"] = {"dataset": foreign.dataset, "split": split, "count": len(theirs["variance"])}
+        report["scores"] = {
+            name: score_report(correct, found, score, None if theirs is None else theirs[name])
+            for name, score in scores(features).items()
+        }
+        for name, correlations in _corruptions(evaluation, scores).items():
+            report["scores"][name]["corruptions"] = correlations
+        report["calibration"] = calibration(*_errors(evaluation))
+        return report
+
+    def chart(self, report: dict) -> Any:
+        return draw_uncertainty(report)
+
+    def describe(self, report: dict) -> list[str]:
+        lines = [f"R@1, the nearest other image has the right label: {report['r_at_1']:.4f}"]
+        for name, score in report["scores"].items():
+            half = score["most_certain_half"]
+            lines.append(
+                f"by {name}, the most certain half: {half['top1']:.4f} +- {half['standard_error']:.4f}, better than "
+                f"all by {half['difference']:+.4f} +- {half['difference_standard_error']:.4f}; "
+                f"AURC {score['aurc']:.4f}, E-AURC {score['e_aurc']:.4f}"
+            )
+            if score["r_auroc"] is not None:
+                lines.append(f"by {name}, R-AUROC: {score['r_auroc']:.4f} +- {score['r_auroc_standard_error']:.4f}")
+            if score["ood_auroc"] is not None:
+                lines.append(f"by {name}, AUROC against {report['ood']['dataset']}: {score['ood_auroc']:.4f}")
+            found = ", ".join(f"{corruption} {value:+.2f}" for corruption, value in score["corruptions"].items())
+            lines.append(f"by {name}, rank correlation with the strength of corruptions: {found}")
+        groups = report["calibration"]
+        lines.append(
+            f"squared error over predicted variance: {groups['ratio']:.3f}, ENCE over tenths of the images: "
+            f"{groups['ence']:.3f}, rank correlation over the images: {groups['correlation']:.3f}"
+        )
+        return lines + _warnings(report)
 
 
 def _corruptions(
@@ -83,29 +130,6 @@ def _errors(evaluation: OfflineEvaluation) -> tuple[Tensor, Tensor]:
         return variance.unflatten(0, (2, -1)).mean(dim=0), error.unflatten(0, (2, -1)).mean(dim=0)
 
     return evaluation.of_views(compare)
-
-
-def describe(report: dict) -> list[str]:
-    lines = [f"R@1, the nearest other image has the right label: {report['r_at_1']:.4f}"]
-    for name, score in report["scores"].items():
-        half = score["most_certain_half"]
-        lines.append(
-            f"by {name}, the most certain half: {half['top1']:.4f} +- {half['standard_error']:.4f}, better than all by "
-            f"{half['difference']:+.4f} +- {half['difference_standard_error']:.4f}; AURC {score['aurc']:.4f}, E-AURC "
-            f"{score['e_aurc']:.4f}"
-        )
-        if score["r_auroc"] is not None:
-            lines.append(f"by {name}, R-AUROC: {score['r_auroc']:.4f} +- {score['r_auroc_standard_error']:.4f}")
-        if score["ood_auroc"] is not None:
-            lines.append(f"by {name}, AUROC against {report['ood']['dataset']}: {score['ood_auroc']:.4f}")
-        found = ", ".join(f"{corruption} {value:+.2f}" for corruption, value in score["corruptions"].items())
-        lines.append(f"by {name}, rank correlation with the strength of corruptions: {found}")
-    groups = report["calibration"]
-    lines.append(
-        f"squared error over predicted variance: {groups['ratio']:.3f}, ENCE over tenths of the images: "
-        f"{groups['ence']:.3f}, rank correlation over the images: {groups['correlation']:.3f}"
-    )
-    return lines + _warnings(report)
 
 
 def _warnings(report: dict) -> list[str]:
