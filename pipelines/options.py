@@ -12,7 +12,8 @@ __all__ = ["Bounds", "bounds_of", "check_options", "check_value", "default_of", 
 
 
 class Bounds(NamedTuple):
-    """The allowed values: numbers (each entry of a list) from ``low`` to ``high``; text that is one of ``words``."""
+    """The allowed values: numbers from ``low`` to ``high``; text that is one of ``words``; the same for each entry of a
+    list."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -54,16 +55,17 @@ def bounds_of(field: dataclasses.Field) -> Bounds:
 
 
 def check_value(key: str, value: Any, bounds: Bounds) -> None:
-    """Compare a number, each of a tuple of numbers, or a text with its bounds; other values pass.
+    """Compare a number, a text, or each of a tuple of them with its bounds; other values pass.
 
     Raises:
         UserError: out of bounds, not finite, a pair out of order, or an unknown word; the message names ``key``.
     """
-    if isinstance(value, str) and bounds.words:
-        patterns = (re.escape(word).replace("NAME", r"\S+") for word in bounds.words if word != OWN)
-        own = OWN in bounds.words and is_own(value)
-        if not own and not any(re.fullmatch(pattern, value) for pattern in patterns):
-            raise UserError(f"{key} must be {' or '.join(bounds.words)}, not {value!r}")
+    patterns = [re.escape(word).replace("NAME", r"\S+") for word in bounds.words if word != OWN]
+    for text in value if isinstance(value, tuple) else (value,):
+        if not isinstance(text, str) or not bounds.words or (OWN in bounds.words and is_own(text)):
+            continue
+        if not any(re.fullmatch(pattern, text) for pattern in patterns):
+            raise UserError(f"{key} must be {' or '.join(bounds.words)}, not {text!r}")
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):

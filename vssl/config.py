@@ -143,6 +143,8 @@ def _is_union(expected: Any) -> bool:
 def _type_name(expected: Any) -> str:
     if typing.get_origin(expected) is Literal:
         return " or ".join(map(str, typing.get_args(expected)))
+    if typing.get_origin(expected) is tuple and ... in typing.get_args(expected):
+        return "a list of names"
     if typing.get_origin(expected) is tuple:
         return f"a list of {len(typing.get_args(expected))} numbers"
     if _is_union(expected):
@@ -165,6 +167,8 @@ def _convert(key: str, value: Any, expected: Any) -> Any:
             return None
         return _convert(key, value, next(t for t in arguments if t is not type(None)))
     elif typing.get_origin(expected) is tuple:
+        if isinstance(value, list | tuple) and ... in arguments:
+            return tuple(_convert(key, item, arguments[0]) for item in value)
         if isinstance(value, list | tuple) and len(value) == len(arguments):
             return tuple(_convert(key, v, t) for v, t in zip(value, arguments, strict=True))
     elif expected is float:
@@ -370,7 +374,8 @@ def _accepted(field: dataclasses.Field) -> str:
     """Type and bounds of a field, as text for the table."""
     bounds, text = bounds_of(field), _type_name(field.type)
     if bounds.words:
-        text = " or ".join(bounds.words)
+        listed = "a list of " if typing.get_origin(field.type) is tuple else ""
+        text = listed + " or ".join(bounds.words)
     if bounds.high < math.inf:
         text += f", {bounds.low:g} to {bounds.high:g}"
     elif bounds.low > -math.inf:

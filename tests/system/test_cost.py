@@ -1,6 +1,7 @@
 """What a new part of each kind costs: the worked examples of docs/architecture.md, put into a copy of the project."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -146,8 +147,10 @@ def test_a_method_trains_and_a_protocol_judges_it(project, digits):
         *small,
         "augment.posterize=[0.5, 0]",
         f"data.dir={digits}",
+        "train.loggers=[rows]",
     )
     assert "kNN top-1 trained" in out and "backbone.safetensors" in out
+    assert "0,knn_top1,0." in (project / "runs/demo/metrics.csv").read_text()
     out = run(
         project, "tools/evaluate.py", "runs/demo", "--protocol", "centroid", "protocol.shots=5", "--device", "cpu"
     )
@@ -162,6 +165,17 @@ def test_an_optimizer_steps_and_its_keys_are_its_own(project, digits):
     keys = ("optim.name=lion", "optim.layer_decay=0.5", "optim.final_weight_decay=0.1", "run.dir=runs/lion", *small)
     run(project, "train.py", "-c", "configs/demo.yaml", *keys, "train.device=cpu", f"data.dir={digits}")
     assert (project / "runs/lion/backbone.safetensors").exists()
+
+
+def test_own_parts_stay_outside_the_package(project, digits, tmp_path):
+    shutil.move(project / "mine.py", tmp_path)
+    (command,) = re.findall(r"^python train\.py (.*mine:network.*)$", DOCS, re.MULTILINE)
+    small = ("train.epochs=1", "train.compile=false", "train.device=cpu", "data.limit=256", "data.batch_size=64")
+    shutil.copytree(project / "configs", tmp_path / "configs")
+    out = run(tmp_path, project / "train.py", *shlex.split(command), *small, f"data.dir={digits}")
+    assert "4 STEPS!" in out and "STEP 4!" in out and "kNN top-1 trained" in out
+    out = run(tmp_path, project / "tools/evaluate.py", "runs/demo", "--protocol", "knn", "--device", "cpu")
+    assert out.startswith("knn top-1: 0.")
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -10,9 +10,11 @@ from pipelines.augment.groups import complete
 from pipelines.config import SMALL_IMAGE, AugmentConfig, DataConfig
 from pipelines.errors import UserError
 from pipelines.options import option
+from pipelines.parts import OWN
 from vssl.config import read_config, variants
 from vssl.engine.former_keys import drop_former_keys
 from vssl.evaluation.config import EvalConfig
+from vssl.loggers import DEFAULT, LOGGERS
 from vssl.methods import METHODS, find_method
 from vssl.methods.base import MethodOptions, Recipe
 from vssl.models.config import ModelConfig
@@ -49,6 +51,12 @@ class TrainConfig:
     clip_grad: float = option(0.0, "largest global gradient norm; 0: no clipping", low=0.0, may_change=True)
     seed: int = option(0, "seed of the weights, the order of images, the views and the noise", low=0, high=2**31 - 1)
     log_every: int = option(20, "steps between two lines of metrics.jsonl", low=1, may_change=True)
+    loggers: tuple[str, ...] = option(
+        DEFAULT,
+        "where figures go besides metrics.jsonl; [] for nowhere else",
+        words=(*LOGGERS, OWN),
+        may_change=True,
+    )
 
 
 @dataclass(frozen=True)

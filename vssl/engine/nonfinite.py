@@ -17,7 +17,7 @@ class Watch:
 
     def __init__(self, images: int, device: torch.device) -> None:
         self.steps, self.bad_steps, self.first = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
-        self.index = torch.full((images,), -1, device=device)
+        self.index = torch.full((images,), -1, device=device)  # -1: no image
 
     def note(self, good: Tensor, index: Tensor) -> None:
         """Record a step. good: bool, a scalar; index: int64 [B], its images; B is at most ``images``."""
@@ -26,6 +26,7 @@ class Watch:
         self.first.copy_(torch.where(first, self.steps, self.first))
         place = self.index[: len(index)]
         place.copy_(torch.where(first, index, place))
+        self.index[len(index) :].masked_fill_(first, -1)  # a ragged batch does not fill the rest
         self.bad_steps += ~good
 
     def read(self) -> tuple[int, int]:

@@ -207,7 +207,7 @@ class TrainStep:
         metrics = self.backward(batch)
         update = self.update(metrics["loss"])
         self.watch.note(update.good, batch.index)
-        self.metrics.add({**metrics, "grad_norm": update.grad_norm})
+        self.metrics.add({**metrics, "grad_norm": update.grad_norm}, update.good)
 
     @contextlib.contextmanager
     def ready_views(self, views: Sequence[Views]) -> Iterator[None]:

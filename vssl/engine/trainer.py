@@ -15,18 +15,19 @@ from pipelines.augment.views import Augment
 from pipelines.batch import Loader
 from pipelines.errors import UserError
 from pipelines.files import write_json
+from vssl.config import to_dict
 from vssl.engine.async_checkpoint import Saver
 from vssl.engine.build import build_step, evaluation_loader, make_views, open_run, prepare_step, training_loader
 from vssl.engine.checkpoint import export_backbone
 from vssl.engine.collapse_alarms import Alarms
 from vssl.engine.config import Config, resolve
 from vssl.engine.environment import describe_environment
-from vssl.engine.metrics import MetricsWriter
 from vssl.engine.progressive_resize import view_side
 from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_ahead import RunAhead
 from vssl.engine.run_directory import RunDirectory
 from vssl.evaluation.online import OnlineEvaluation
+from vssl.loggers.group import LoggerGroup
 from vssl.models.ema import tau_at
 from vssl.models.weights import backbone_weights
 from vssl.optim import Schedule
@@ -118,8 +119,9 @@ class Trainer:
             if self.directory is not None:
                 environment = describe_environment(self.device, self.world.size)
                 self.directory.describe(self.config, environment | {"derived": self._derived()}, self.step)
-                self.metrics = MetricsWriter(self.directory.path, self.total_steps, self.step)
-                closing.callback(self.metrics.close)
+                names, run = self.config.train.loggers, self.directory.path
+                self.loggers = LoggerGroup(names, run, to_dict(self.config), self.total_steps, self.step)
+                closing.callback(self.loggers.close)
                 self.saver = closing.enter_context(Saver(self.directory.checkpoints, self.device))
             if self.step > 0:
                 self._announce_resume()
@@ -203,7 +205,7 @@ class Trainer:
 
     def _write(self, **values: Any) -> None:
         if self.world.is_main:
-            self.metrics.write(self.step, self.epoch, **values)
+            self.loggers.log(self.step, self.epoch, values)
 
     def _tau(self, step: int) -> float | None:
         """The teacher's momentum; None for a method without a teacher."""
@@ -225,7 +227,7 @@ class Trainer:
         if self.on_step is not None:
             self.on_step(self)
         if self.world.is_main:
-            self.metrics.advance(self.step)
+            self.loggers.advance(self.step)
         if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
             self._log()
         settings = self.config.checkpoint
@@ -313,6 +315,7 @@ class Trainer:
     def _tell(self, alarms: list[str]) -> None:
         for line in alarms if self.world.is_main else ():
             print(f"step {self.step}: {line}", file=sys.stderr)
+            self.loggers.text(self.step, line)
 
     def _save(self) -> None:
         if self.directory is None:  # only the main process has one; the state is the same on all

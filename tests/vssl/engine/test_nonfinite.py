@@ -10,6 +10,7 @@ import torch
 
 from pipelines.errors import UserError
 from support.training import everything, first_batch, lines
+from vssl.engine.nonfinite import Watch
 from vssl.engine.trainer import Trainer
 from vssl.optim import OPTIMIZERS
 from vssl.runtime.precision import LossScale
@@ -40,6 +41,15 @@ def test_a_step_that_is_not_finite_changes_nothing(config, optimizer):
     assert all(s for s, v in zip(same, before, strict=True) if v.is_floating_point())
     assert trainer.train_step.watch.read() == (1, 2)
     assert trainer.train_step.watch.index.tolist() == batch.index.tolist()
+
+
+def test_the_first_bad_batch_is_named_whole_and_alone():
+    """A ragged batch leaves no image of a full one that was bad in an earlier window."""
+    watch = Watch(4, torch.device("cpu"))
+    for index, expected in (([5, 6, 7, 8], [5, 6, 7, 8]), ([1, 2], [1, 2, -1, -1])):
+        watch.note(torch.tensor(False), torch.tensor(index))
+        watch.note(torch.tensor(False), torch.tensor([3, 3, 3, 3]))
+        assert watch.read() == (2, 1) and watch.index.tolist() == expected
 
 
 def test_a_run_whose_loss_is_not_finite_stops_with_a_diagnosis_and_keeps_its_checkpoint(config, tmp_path):
