@@ -182,6 +182,16 @@ def test_gradients_sent_in_bf16_are_those_of_float32_but_for_their_rounding(conf
     assert 0 < apart < 2.0**-7
 
 
+def test_all_processes_take_the_same_plan_for_the_same_time(config, processes):
+    def work(world):
+        trainer = Trainer(config("train.minutes=0.0001", "train.epochs=100"), None, world)
+        trainer.fit()
+        return trainer.step, trainer.total_steps, digest(trainer.train_step.state_dict())
+
+    first, second = processes(2, work)
+    assert first == second and first[0] == first[1] < 1000
+
+
 def test_without_synchronised_statistics_the_copies_stay_equal(config, processes):
     chosen = config(*TWENTY, "data.limit=384", "model.sync_batchnorm=false", "train.accumulate=2")
     digests = processes(2, train(chosen))

@@ -29,6 +29,13 @@ class TrainConfig:
     """How the run is carried out."""
 
     epochs: int = option(100, "passes over the training images", low=1, may_change=True)
+    minutes: float = option(
+        0.0,
+        "plan a run that ends within this time, with at most train.epochs; compiling and evaluations count, Python's "
+        "start does not; 0: off",
+        low=0.0,
+        may_change=True,
+    )
     first_size: int = option(
         0, "progressive resolution: side of a view in the first quarter of the epochs; 0: off", low=0
     )
@@ -141,8 +148,13 @@ def resolve(config: Config) -> Resolved:
     has defaults of its own.
 
     Raises:
-        UserError: the learning rate would not fall.
+        UserError: keys that exclude each other, or the learning rate would not fall.
     """
+    if config.train.minutes and config.train.first_size:
+        raise UserError(
+            "train.minutes plans from the pace of the first steps, but train.first_size makes the later ones slower: "
+            "set one of them to 0"
+        )
     recipe = _recipe(config)
     name = config.optim.name or recipe.optimizer
     options = find_optimizer(name).Options

@@ -26,6 +26,7 @@ from vssl.engine.progressive_resize import view_side
 from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_ahead import RunAhead
 from vssl.engine.run_directory import RunDirectory
+from vssl.engine.time_budget import TimeBudget
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.loggers.group import LoggerGroup
 from vssl.models.ema import tau_at
@@ -64,6 +65,7 @@ class Trainer:
         world: World | None = None,
         on_step: Callable[["Trainer"], None] | None = None,
     ) -> None:
+        self._budget = TimeBudget(config.train.minutes) if config.train.minutes else None  # until the run is planned
         self.on_step = on_step
         self.config = config = resolve(config)
         self.world = world = world or World()
@@ -77,10 +79,7 @@ class Trainer:
         self.train_step = build_step(config, self.packed, self.device, world)
         self._side = config.data.image_size
         self.loader = self._build_loader()
-        self.total_steps = config.train.epochs * len(self.loader)
-        batch, epochs = config.data.batch_size, config.train.epochs
-        self.schedule = Schedule.of(config.optim, batch_size=batch, epochs=epochs, steps_per_epoch=len(self.loader))
-        self.probe_schedule = Schedule(config.eval.probe_lr * batch / 256, self.total_steps, 0)
+        self._set_length(config.train.epochs * len(self.loader))
         self.evaluation = OnlineEvaluation(
             config.eval,
             self.packed,
@@ -101,6 +100,13 @@ class Trainer:
         elif resume == "auto":
             print(f"no checkpoint in {config.run.dir}: starting a new run", file=sys.stderr)
         self._logged_step = self.step
+
+    def _set_length(self, steps: int) -> None:
+        """Make this a run of so many steps, which its schedules follow."""
+        config, self.total_steps = self.config, steps
+        batch = config.data.batch_size
+        self.schedule = Schedule.of(config.optim, batch_size=batch, steps=steps, steps_per_epoch=len(self.loader))
+        self.probe_schedule = Schedule(config.eval.probe_lr * batch / 256, steps, 0)
 
     @property
     def epoch(self) -> float:
@@ -144,6 +150,8 @@ class Trainer:
                     run_ahead.limit()
                     self.step += 1
                     self._after_step()
+                    if self.step == self.total_steps and self.step % len(self.loader):
+                        break  # a run of train.minutes can end within an epoch
                 self._after_epoch()
         if self.directory is not None:
             weights = backbone_weights(self.train_step.method.state_dict())
@@ -159,7 +167,8 @@ class Trainer:
             tau = self._tau(self.step)
             print(
                 f"from step {self.step} of {self.total_steps} on the schedules are those of a run of "
-                f"{self.config.train.epochs} epochs: learning rate {self.schedule.learning_rate(self.step):.3g}"
+                f"{self.total_steps / len(self.loader):.4g} epochs: learning rate "
+                f"{self.schedule.learning_rate(self.step):.3g}"
                 + ("" if tau is None else f", teacher's momentum {tau:.4f}"),
                 file=sys.stderr,
             )
@@ -228,6 +237,8 @@ class Trainer:
             self.on_step(self)
         if self.world.is_main:
             self.loggers.advance(self.step)
+        if self._budget is not None:
+            self._plan(self._budget)
         if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
             self._log()
         settings = self.config.checkpoint
@@ -240,9 +251,28 @@ class Trainer:
                 self.saver.finish()
             raise Stopped(self._stop)
 
+    def _plan(self, budget: TimeBudget) -> None:
+        """Once the pace is known, plan the number of steps for ``train.minutes``; all processes take the first's."""
+        known, per_epoch, train = budget.note_step(self.step), len(self.loader), self.config.train
+        interval = 0 if self.evaluation.obstacle else self.config.eval.every * per_epoch
+        plan = self.world.broadcast(budget.plan(self.step, interval, train.epochs * per_epoch) if known else None)
+        if plan is None:
+            return
+        self._budget = None
+        self._set_length(plan)
+        self._write(planned_steps=plan, seconds_per_step=budget.step)
+        if self.world.is_main:
+            self.loggers.set_length(plan)
+        line = (
+            f"train.minutes={train.minutes:g}: {plan:,} steps ({plan / per_epoch:.4g} of {train.epochs} epochs), "
+            f"at {budget.step:.3g} s a step and {budget.evaluation:.3g} s an evaluation"
+        )
+        self._tell([line])
+
     def _after_epoch(self) -> None:
-        epoch = round(self.epoch)
-        self.loader.set_epoch(epoch)
+        epoch, ragged = divmod(self.step, len(self.loader))
+        if not ragged:
+            self.loader.set_epoch(epoch)
         every = self.config.eval.every
         if every and (epoch % every == 0 or self.step == self.total_steps):
             self._evaluate()
@@ -304,7 +334,10 @@ class Trainer:
             if self.step == 0:
                 print(f"no kNN during training: {self.evaluation.obstacle}", file=sys.stderr)
             return
+        started = time.monotonic()
         measured = self.evaluation.measure(self.train_step.method.student.backbone, self.train_step.probe)
+        if self._budget is not None:
+            self._budget.note_evaluation(time.monotonic() - started)
         self.knn_last = measured["knn_top1"]
         if self.step == 0:
             self.knn_first = self.knn_last
@@ -325,6 +358,7 @@ class Trainer:
             "run": self._identity,
             "loader": self.loader.state_dict(),
             "knn": [self.knn_first, self.knn_last],
+            "planned_steps": self.total_steps if self.config.train.minutes and self._budget is None else None,
         }
         self.saver.save(self.step, state)
         self._saved_at = time.monotonic()
@@ -336,6 +370,10 @@ class Trainer:
             raise UserError(f"the checkpoint does not fit this config: {error}") from error
         self.loader.load_state_dict(state["loader"])
         self.step = state["step"]
+        plan, minutes_changed = state.get("planned_steps"), any(c.key == "train.minutes" for c in self._changes)
+        if plan and self._budget is not None and not minutes_changed:
+            self._budget = None
+            self._set_length(min(plan, self.total_steps))
         if self.step > self.total_steps:
             raise UserError(
                 f"train.epochs={self.config.train.epochs} ends at step {self.total_steps}, but the checkpoint is of "

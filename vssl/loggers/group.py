@@ -62,6 +62,10 @@ class LoggerGroup:
         """Show how far the run is."""
         self._progress.advance(step)
 
+    def set_length(self, steps: int) -> None:
+        """The whole run has another number of steps than planned so far."""
+        self._progress.set_length(steps)
+
     def close(self) -> None:
         self._each(lambda logger: logger.close())
         self._progress.close()

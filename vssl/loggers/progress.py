@@ -48,5 +48,9 @@ class Progress(Logger):
         """Move the bar; it redraws itself a few times per second."""
         self._bar.update(step - self._bar.n)
 
+    def set_length(self, steps: int) -> None:
+        """The whole run has another number of steps."""
+        self._steps = self._bar.total = steps
+
     def close(self) -> None:
         self._bar.close()

@@ -32,18 +32,17 @@ class Schedule:
     final_weight_decay: float | None = None
 
     @classmethod
-    def of(cls, options: ResolvedOptim, *, batch_size: int, epochs: int, steps_per_epoch: int) -> Self:
+    def of(cls, options: ResolvedOptim, *, batch_size: int, steps: int, steps_per_epoch: int) -> Self:
         """The schedule of a run: rates are multiplied by ``batch_size`` / 256, and a null ``warmup_epochs`` means 10
         epochs, but at most a tenth of the run.
 
         Raises:
             UserError: ``warmup_epochs`` is not shorter than the run.
         """
-        steps, scale = epochs * steps_per_epoch, batch_size / 256
-        warmup = options.warmup_epochs
+        warmup, scale, epochs = options.warmup_epochs, batch_size / 256, steps / steps_per_epoch
         if warmup is not None and warmup >= epochs:
             raise UserError(
-                f"optim.warmup_epochs={warmup:g} is not shorter than the run of train.epochs={epochs}: make it "
+                f"optim.warmup_epochs={warmup:g} is not shorter than the run of {epochs:g} epochs: make it "
                 "smaller, or null for 10 epochs but at most a tenth of the run"
             )
         warmup_steps = min(10.0 * steps_per_epoch, 0.1 * steps) if warmup is None else warmup * steps_per_epoch
