@@ -56,7 +56,7 @@ def _import_part(key: str, place: str, kind: type | None) -> Any:
             where = "neither in the current directory nor installed"
             raise UserError(f"{key}={place}: there is no module {error.name}, {where}") from error
         raise UserError(f"{key}={place}: {module_name} imports {error.name}, which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{key}={place}: {module_name} cannot be imported: {what}") from error
     try:

@@ -114,7 +114,7 @@ def _choose_variant(field: dataclasses.Field, values: dict, section: str, others
     if name is None and implied is not None:
         name = implied(others)
     if find is not None and is_own(name):
-        classes[name] = find(name)
+        classes = classes | {name: find(name)}
     elif not isinstance(name, str) or name not in classes:
         raise must_be(f"{section}.name", classes, name)
     keys = {variant: _names(cls) for variant, cls in classes.items()}

@@ -6,7 +6,7 @@ from support.hostile_data import TRAIN
 RESUME = f"{TRAIN} run.dir={{run}} --resume auto"
 
 CONFIG = [
-    Row("unknown key", f"{TRAIN} train.colour=3", "unknown config key 'train.colour'; did you mean 'train.compile'?"),
+    Row("unknown key", f"{TRAIN} train.colour=3", "unknown config key 'train.colour'; did you mean 'train.loggers'?"),
     Row("near-miss key", f"{TRAIN} train.epoch=3", "unknown config key 'train.epoch'; did you mean 'train.epochs'?"),
     Row("key of another section", f"{TRAIN} train.tau=0", "unknown config key 'train.tau'; did you mean 'method.tau'?"),
     Row(

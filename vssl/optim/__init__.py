@@ -1,12 +1,12 @@
 """Optimizers that run entirely on the device, one file each: its options with defaults of its own, and its update."""
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.errors import UserError
+from pipelines.parts import find_part
 from vssl.optim.base import OptimOptions
 from vssl.optim.groups import parameter_groups
 from vssl.optim.lars import LARS
@@ -43,13 +43,8 @@ def find_optimizer(name: str) -> type[Any]:
     Raises:
         UserError: there is no such class, or it has no such ``Options``.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        return getattr(importlib.import_module(f"vssl.optim.{name}"), OPTIMIZERS[name])
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"optim.name={name}: {error}") from error
+    table = {key: f"vssl.optim.{key}:{member}" for key, member in OPTIMIZERS.items()}
+    found = find_part("optim.name", name, table, torch.optim.Optimizer)
     options = getattr(found, "Options", object)
     if not (issubclass(options, OptimOptions) and hasattr(options, "default_lr")):
         raise UserError(f"optim.name={name} has no Options of the kind of vssl.optim.base.OptimOptions")

@@ -39,7 +39,7 @@ def test_weight_decay_is_constant_or_follows_a_cosine_over_the_whole_run():
 
 def plan(warmup, epochs, steps_per_epoch=7, **options):
     options = AdamWOptions(name="adamw", lr=0.1, weight_decay=0.0, warmup_epochs=warmup, **options)
-    return Schedule.of(options, batch_size=512, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    return Schedule.of(options, batch_size=512, steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_warm_up_that_is_not_shorter_than_the_run_is_refused(warmup):
     with pytest.raises(UserError) as error:
         plan(warmup, 20)
     assert str(error.value) == (
-        f"optim.warmup_epochs={warmup:g} is not shorter than the run of train.epochs=20: make it smaller, or null for "
+        f"optim.warmup_epochs={warmup:g} is not shorter than the run of 20 epochs: make it smaller, or null for "
         "10 epochs but at most a tenth of the run"
     )
 
