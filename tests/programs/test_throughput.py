@@ -17,7 +17,7 @@ from support.programs import run_program
 from vssl.config import to_yaml
 from vssl.profile.bottleneck import advise, name_bottleneck
 from vssl.profile.floors import count_flops
-from vssl.profile.stages import Throughput
+from vssl.profile.stages import StageProfiler
 from vssl.profile.timing import Timer
 
 QUICK = {"repeats": 2, "seconds": 0.02}
@@ -36,13 +36,13 @@ def pack_noise(folder, format, side, count):
 
 
 def measured(config, change=None):
-    throughput = Throughput(config, **QUICK)
+    profiler = StageProfiler(config, **QUICK)
     if change is not None:
-        change(throughput)
+        change(profiler)
     try:
-        return throughput.measure()
+        return profiler.measure()
     finally:
-        throughput.close()
+        profiler.close()
 
 
 class Throttled:
@@ -132,8 +132,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, message):
 
 
 def test_a_throttled_reader_is_found(config):
-    def throttle(throughput):
-        throughput.loader = Throttled(throughput.loader, seconds=0.5)
+    def throttle(profiler):
+        profiler.loader = Throttled(profiler.loader, seconds=0.5)
 
     report = measured(config("data.batch_size=8"), throttle)
     assert report["bottleneck"] == "load"
@@ -200,26 +200,26 @@ def test_the_advice_names_a_key_that_exists(config, monkeypatch, bottleneck, dev
 
 
 def test_an_image_costs_about_eight_forwards(config):
-    throughput = Throughput(config("data.image_size=32", "method.name=byol"), **QUICK)
-    batch = next(iter(throughput.loader))
-    encoder = throughput.step.method.student
-    views = throughput.step.views(batch.pixels, batch.size, batch.index).full
+    profiler = StageProfiler(config("data.image_size=32", "method.name=byol"), **QUICK)
+    batch = next(iter(profiler.loader))
+    encoder = profiler.step.method.student
+    views = profiler.step.views(batch.pixels, batch.size, batch.index).full
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(views)
     forward = counter.get_total_flops() / len(views)
-    counted = count_flops(throughput.step, batch)
-    throughput.close()
+    counted = count_flops(profiler.step, batch)
+    profiler.close()
     # A forward of the teacher per view, and three forwards (one forward, two backward) of the student per view, less
     # the first layer's gradient to its input, plus a predictor.
     assert 7 * forward < counted < 8.2 * forward
 
 
 def test_flops_count_images_and_not_batches(config):
-    throughput = Throughput(config(), **QUICK)
-    batch = next(iter(throughput.loader))
+    profiler = StageProfiler(config(), **QUICK)
+    batch = next(iter(profiler.loader))
     few = Batch(*(part[:8] for part in batch))
-    assert count_flops(throughput.step, batch) == count_flops(throughput.step, few)
-    throughput.close()
+    assert count_flops(profiler.step, batch) == count_flops(profiler.step, few)
+    profiler.close()
 
 
 def test_a_rate_is_the_work_over_the_time(monkeypatch):

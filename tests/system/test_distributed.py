@@ -17,7 +17,7 @@ from vssl.config import to_yaml
 from vssl.engine.config import resolve
 from vssl.engine.step import TrainStep
 from vssl.engine.trainer import Trainer
-from vssl.profile.stages import Throughput
+from vssl.profile.stages import StageProfiler
 
 pytestmark = pytest.mark.ddp
 
@@ -281,11 +281,11 @@ def test_fewer_gpus_than_processes_is_one_line(processes, monkeypatch):
 
 def test_throughput_of_two_processes_is_that_of_both_together(config, processes):
     def work(world):
-        throughput = Throughput(config(), repeats=1, seconds=0.01, world=world)
+        profiler = StageProfiler(config(), repeats=1, seconds=0.01, world=world)
         try:
-            return throughput.measure()
+            return profiler.measure()
         finally:
-            throughput.close()
+            profiler.close()
 
     first, second = processes(2, work)
     assert {name: stage["images_per_second"] for name, stage in first["stages"].items()} == {

@@ -30,7 +30,7 @@ TIERS = (
     ("vssl.profile", "vssl.report"),
     ("vssl.commands",),
     ("tools.bench",),
-    ("tools", "train"),
+    ("tools", "train", "vssl.__main__"),
 )
 PACKAGES = {"vssl"}  # contains tiers but belongs to none
 PROGRAMS = len(TIERS) - 1
@@ -68,7 +68,7 @@ def within(module: str, packages: Iterable[str]) -> bool:
 
 def tier(module: str) -> int | None:
     """The tier that names the module, or the nearest package around it."""
-    named = [(max(map(len, names)), level) for level, names in enumerate(TIERS) if within(module, names)]
+    named = [(len(name), level) for level, names in enumerate(TIERS) for name in names if within(module, [name])]
     return max(named)[1] if named else None
 
 

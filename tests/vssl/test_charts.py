@@ -7,8 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vssl.charts import draw_curves, draw_loaders, draw_map, draw_methods, draw_stages, draw_uncertainty, save_chart
+from tools.bench.charts import draw_loaders, draw_methods
+from vssl.charts import save_chart
+from vssl.evaluation.charts import draw_uncertainty
 from vssl.evaluation.uncertainty import calibration, score_report
+from vssl.profile.charts import draw_stages
+from vssl.report.charts import draw_curves, draw_map
 
 RATE = {"images_per_second": 10.0, "low": 9.0, "high": 12.0, "repeats": 2}
 LINES = [{"epoch": 0.0, "knn_top1": 0.3}, {"epoch": 1.0, "knn_top1": 0.4, "loss": 1.0, "feature_std": 0.5}]

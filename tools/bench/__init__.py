@@ -1,1 +1,1 @@
-"""Everything that measures: throughput, loaders and their peers, methods side by side, the step."""
+"""What measures the library itself: loaders and their peers, methods side by side, the step."""

@@ -26,8 +26,10 @@ from pipelines.formats.packed import Packed
 from pipelines.loading.build import build_loader
 from pipelines.loading.threads import worker_count
 from tools.bench import peers
+from tools.bench.charts import draw_loaders
 from tools.bench.images import Photographs, Pixels, open_pixels, prepare_photographs
 from tools.bench.setting import Epoch, Setting
+from vssl.charts import save_chart
 from vssl.commands.arguments import installed
 from vssl.commands.results import check_outputs, report_head
 from vssl.profile.timing import Rate, Timer
@@ -82,8 +84,6 @@ def compare_loaders(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.plot:
-        from vssl.charts import draw_loaders, save_chart  # at use: nothing else here needs matplotlib
-
         save_chart(draw_loaders(report), arguments.plot)
 
 

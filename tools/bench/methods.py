@@ -21,6 +21,8 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
+from tools.bench.charts import draw_methods
+from vssl.charts import save_chart
 from vssl.commands.results import check_outputs, report_head
 from vssl.config import to_dict
 from vssl.engine.config import Config, load_config, resolve
@@ -28,7 +30,7 @@ from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.protocols import build_protocol
 from vssl.inference import load
 from vssl.methods import COMPARED
-from vssl.profile.stages import Throughput
+from vssl.profile.stages import StageProfiler
 from vssl.runtime.device import resolve_device
 
 __all__ = ["compare_methods"]
@@ -97,8 +99,6 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.plot:
-        from vssl.charts import draw_methods, save_chart  # at use: nothing else here needs matplotlib
-
         save_chart(draw_methods(report), arguments.plot)
 
 
@@ -199,12 +199,12 @@ def measure_pace(configs: Mapping[str, Config], repeats: int, seconds: float) ->
     }
 
 
-_run: Throughput  # one per process of measure_pace
+_run: StageProfiler  # one per process of measure_pace
 
 
 def _open_run(config: Config, seconds: float) -> None:
     global _run
-    _run = Throughput(config, repeats=1, seconds=seconds)
+    _run = StageProfiler(config, repeats=1, seconds=seconds)
     _run.end_to_end()
 
 

@@ -1,13 +1,15 @@
-"""Types for command-line arguments, what is installed, and how a program is stopped."""
+"""Types for command-line arguments, what is installed, and how a program is started and stopped."""
 
 import argparse
 import importlib.util
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["exit_on_signals", "fraction", "installed", "positive", "whole"]
+__all__ = ["exit_on_signals", "fraction", "installed", "positive", "started_as", "whole"]
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -52,6 +54,14 @@ def installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package is missing
         return False
+
+
+def started_as() -> str:
+    """The command that started this process, without its arguments: ``vssl``, ``python -m vssl`` or ``python FILE``."""
+    file = Path(sys.argv[0])
+    if file.name == "__main__.py":
+        return f"python -m {file.parent.name}"
+    return f"python {shlex.quote(str(file))}" if file.suffix == ".py" else file.name
 
 
 def exit_on_signals() -> None:

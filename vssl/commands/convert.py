@@ -1,21 +1,18 @@
-#!/usr/bin/env python
 """Pack a data set for training: decode, check and store its images once.
 
 Examples:
-  python tools/convert.py --dataset cifar10
-  python tools/convert.py --dataset in100 --source /data/imagenet --max-resolution 400
-  python tools/convert.py --dataset folder --source photos --out data/photos --val-fraction 0.1 --on-error skip
-  python tools/convert.py --verify --out data/photos
+  vssl convert --dataset cifar10
+  vssl convert --dataset in100 --source /data/imagenet --max-resolution 400
+  vssl convert --dataset folder --source photos --out data/photos --val-fraction 0.1 --on-error skip
+  vssl convert --verify --out data/photos
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from pipelines.convert import Report, convert, verify
-from pipelines.errors import run_command
 from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
 from pipelines.parts import OWN, is_own
@@ -23,8 +20,8 @@ from pipelines.sources import SOURCES
 from vssl.commands.arguments import exit_on_signals, fraction, whole
 
 
-def main() -> None:
-    arguments = _parse()
+def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
+    arguments = _parse(words, prog)
     exit_on_signals()
     out = arguments.out or Path("data") / f"{arguments.dataset}-{arguments.format}".replace(":", "-")
     if arguments.verify:
@@ -63,8 +60,10 @@ def _dataset(name: str) -> str:
     return name
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--dataset",
         type=_dataset,
@@ -99,7 +98,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--force", action="store_true", help="replace a packed data set at --out")
     parser.add_argument("--verify", action="store_true", help="convert nothing; check the packed data set at --out")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.dataset is None and not (arguments.verify and arguments.out):
         parser.error("--verify needs --out or --dataset" if arguments.verify else "--dataset is required")
     return arguments
@@ -120,7 +119,3 @@ def _print_packed(packed: Packed) -> None:
     for name, split in packed.splits.items():
         size = sum(entry.bytes for entry in split.files.values()) / 1e6
         print(f"  {name}: {split.count:,} images up to {split.max_width} x {split.max_height}, {size:,.1f} MB")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,25 +1,22 @@
-#!/usr/bin/env python
 """Write the embedding of every image of a folder to a Parquet file: path, mean and variance.
 
 Examples:
-  python tools/embed.py runs/photos photos --out photos.parquet
-  python tools/embed.py runs/photos/backbone.safetensors photos --out photos.parquet --features
+  vssl embed runs/photos photos --out photos.parquet
+  vssl embed runs/photos/backbone.safetensors photos --out photos.parquet --features
 """
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.errors import UserError, run_command
+from pipelines.errors import UserError
 from pipelines.files import check_writable, write_atomically
 from pipelines.images import ImageError
 from pipelines.loading.pictures import Picture, decode_ahead
@@ -30,8 +27,8 @@ from vssl.inference import Pretrained, load
 Columns = dict[str, Tensor]  # [N, D] each
 
 
-def main() -> None:
-    arguments = _parse()
+def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
+    arguments = _parse(words, prog)
     exit_on_signals()
     _check_out(arguments.out, arguments.force)
     model = load(arguments.source, device=arguments.device, config=arguments.config)
@@ -53,8 +50,10 @@ def main() -> None:
         print(f"skipped {len(skipped)}:", *skipped, sep="\n  ")
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "source",
         type=Path,
@@ -78,7 +77,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: the run's config.yaml")
     parser.add_argument("--force", action="store_true", help="replace the file at --out")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -171,7 +170,3 @@ def _table(names: list[str], columns: Columns) -> Any:
         for name, values in columns.items()
     }
     return pa.table({"path": names, **lists})
-
-
-if __name__ == "__main__":
-    run_command(main)

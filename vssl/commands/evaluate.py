@@ -1,22 +1,20 @@
-#!/usr/bin/env python
 """Evaluate a trained backbone on a labelled packed data set.
 
 Examples:
-  python tools/evaluate.py runs/cifar10 --protocol knn protocol.k=200 protocol.temperature=0.1
-  python tools/evaluate.py runs/cifar10/backbone.safetensors --protocol linear --data data/cifar100-resident
-  python tools/evaluate.py runs/cifar10 --protocol uncertainty --ood data/cifar100-resident
-  python tools/evaluate.py resnet50.pth --protocol knn --config configs/in100_fast.yaml model.backbone=resnet50
+  vssl evaluate runs/cifar10 --protocol knn protocol.k=200 protocol.temperature=0.1
+  vssl evaluate runs/cifar10/backbone.safetensors --protocol linear --data data/cifar100-resident
+  vssl evaluate runs/cifar10 --protocol uncertainty --ood data/cifar100-resident
+  vssl evaluate resnet50.pth --protocol knn --config configs/in100_fast.yaml model.backbone=resnet50
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from pipelines.errors import run_command
 from pipelines.files import write_json
 from pipelines.formats.packed import open_packed
+from vssl.charts import save_chart
 from vssl.commands.arguments import whole
 from vssl.commands.results import add_json, add_plot, check_outputs, report_head
 from vssl.config import value_to_yaml
@@ -26,8 +24,8 @@ from vssl.evaluation.protocols.base import EvaluationProtocol
 from vssl.inference import load
 
 
-def main() -> None:
-    arguments = _parse()
+def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
+    arguments = _parse(words, prog)
     check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
     protocol = build_protocol(arguments.protocol, arguments.options)
     model = load(arguments.source, device=arguments.device, config=arguments.config, overrides=arguments.overrides)
@@ -39,15 +37,15 @@ def main() -> None:
     if arguments.json:
         write_json(arguments.json, {**head, **report})
     if arguments.plot:
-        from vssl.charts import save_chart  # at use: most protocols need no matplotlib
-
         save_chart(protocol.chart(report), arguments.plot)
 
 
-def _parse() -> argparse.Namespace:
+def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    asked = {"-h", "--help"} & set(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(
+        prog=prog,
         description=__doc__,
-        epilog="Protocols and their keys:\n" + explain_protocols() if {"-h", "--help"} & set(sys.argv) else None,
+        epilog="Protocols and their keys:\n" + explain_protocols() if asked else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -80,7 +78,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="images per forward pass; default: the run's")
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(words)
     protocol = find_protocol(arguments.protocol)
     arguments.options = [override for override in arguments.overrides if override.startswith("protocol.")]
     arguments.overrides = [override for override in arguments.overrides if not override.startswith("protocol.")]
@@ -101,7 +99,3 @@ def _print(report: dict, more: list[str]) -> None:
     print(f"{name} top-1: {report['top1']:.4f}  (95 %: {low:.4f} to {high:.4f}, {report['count']:,} images)")
     print(f"{name} top-5: {report['top5']:.4f}")
     print(*more, sep="\n")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -9,6 +9,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.files import check_writable
+from vssl.commands.arguments import started_as
 from vssl.engine.environment import CHECKOUT, describe_environment, read_commit
 
 __all__ = ["add_allow_dirty", "add_json", "add_plot", "check_outputs", "check_published", "report_head"]
@@ -75,6 +76,6 @@ def report_head(device: torch.device, processes: int = 1) -> dict:
     meanwhile. ``schema`` counts the layouts of reports; a report without it is older than the first."""
     return {
         "schema": 1,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": f"{started_as()} {shlex.join(sys.argv[1:])}",
         "environment": describe_environment(device, world_size=processes),
     }

@@ -1,28 +1,37 @@
-#!/usr/bin/env python
-"""Pretrain a backbone: python train.py -c configs/cifar10_fast.yaml [key=value ...]"""
+"""Pretrain a backbone.
 
+Examples:
+  vssl train -c configs/cifar10_fast.yaml method.name=byol
+  vssl train -c configs/cifar10_fast.yaml --resume auto
+  torchrun --standalone --nproc-per-node 2 -m vssl train -c configs/in100_fast.yaml
+"""
+
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.errors import run_command
 from vssl.config import ConfigParser, to_yaml
 from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.trainer import Stopped, Trainer
 from vssl.runtime.processes import World, join_world
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
     with join_world() as world:
-        return run(world)
+        return _train(_parse(words, prog), world)
 
 
-def run(world: World) -> int:
-    parser = ConfigParser(Config, description=__doc__)
+def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    parser = ConfigParser(Config, prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--resume", metavar="auto|RUN_OR_CHECKPOINT", help="continue the run in run.dir, or from what this path holds"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    arguments = parser.parse_config_args()
+    return parser.parse_config_args(words)
+
+
+def _train(arguments: argparse.Namespace, world: World) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(to_yaml(resolve(config)), end="")
@@ -42,7 +51,3 @@ def run(world: World) -> int:
         if path.is_file() and not path.name.startswith("."):
             print(path)
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

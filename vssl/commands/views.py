@@ -1,23 +1,21 @@
-#!/usr/bin/env python
-"""Draw what training sees: a sheet with one row per image, first the original, then its two views in each epoch.
+"""Draw what training sees: images and their augmented views.
+
+The sheet has one row per image, first the original, then its two views in each epoch.
 
 Example:
-  python tools/views.py -c configs/cifar10_fast.yaml augment.gray=0.5 --out views.png
+  vssl views -c configs/cifar10_fast.yaml augment.gray=0.5 --out views.png
 """
 
 import argparse
 import dataclasses
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 from PIL import Image
 
 from pipelines.augment.views import Augment
-from pipelines.errors import run_command
 from pipelines.files import check_writable, write_atomically
 from pipelines.formats.packed import open_packed, open_reader
 from pipelines.loading.build import build_loader
@@ -30,8 +28,8 @@ _CELL = 96  # smallest side of a view on the sheet, in pixels
 _GAP = 4  # pixels between cells; four times as much between epochs
 
 
-def main() -> None:
-    arguments = _parse()
+def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
+    arguments = _parse(words, prog)
     check_writable(arguments.out)
     config = load_config(arguments.config, arguments.overrides)
     packed = open_packed(config.data.dir)
@@ -58,12 +56,12 @@ def main() -> None:
     print(f"{arguments.out}: {len(rows)} images, two views of each in {arguments.epochs} epochs")
 
 
-def _parse() -> argparse.Namespace:
-    parser = ConfigParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    parser = ConfigParser(Config, prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.png")
     parser.add_argument("--images", type=whole(1), default=8, metavar="N", help="default: 8")
     parser.add_argument("--epochs", type=whole(1), default=4, metavar="N", help="default: 4")
-    return parser.parse_config_args()
+    return parser.parse_config_args(words)
 
 
 def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]], side: int) -> Image.Image:
@@ -81,7 +79,3 @@ def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]
             for view, pixels in enumerate(views):
                 sheet.paste(fit(pixels, cell), (left + view * (cell + _GAP), top))
     return sheet
-
-
-if __name__ == "__main__":
-    run_command(main)

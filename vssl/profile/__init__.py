@@ -1,1 +1,1 @@
-"""What ``throughput`` measures: the stages of a step, the floors of the hardware, and how to time them."""
+"""What ``vssl throughput`` measures: the stages of a run, the floors of the hardware, and how to time them."""

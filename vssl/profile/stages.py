@@ -27,13 +27,13 @@ from vssl.profile.timing import Rate, Timer, replayable
 from vssl.runtime.precision import resolve_amp
 from vssl.runtime.processes import World
 
-__all__ = ["Throughput"]
+__all__ = ["StageProfiler"]
 
 _CACHED = 4  # batches that the step and the augmentation get repeatedly
 _TRACED = 5  # steps in a trace
 
 
-class Throughput:
+class StageProfiler:
     """Measures a run of ``config`` on this machine, without writing a run directory.
 
     Args:

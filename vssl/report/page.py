@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vssl.charts import CURVES, draw_curves, name_runs
 from vssl.config import to_dict
+from vssl.report.charts import CURVES, draw_curves, name_runs
 from vssl.report.markup import Html, beside, bullets, chart, page, paragraph, section, table
 from vssl.report.measure import BANK, NETWORKS, QUERIES, spread
 from vssl.report.run import Run

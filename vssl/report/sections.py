@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from pipelines.errors import UserError
 from pipelines.formats.packed import open_reader
-from vssl.charts import draw_map
 from vssl.evaluation.uncertainty import most_certain_half
+from vssl.report.charts import draw_map
 from vssl.report.markup import Html, beside, chart, paragraph, picture, pictures, section, table
 from vssl.report.measure import Images, Measurement
 from vssl.report.run import Run

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipelines.formats.packed import open_packed
 from pipelines.options import option
-from vssl.charts import draw_uncertainty
+from vssl.evaluation.charts import draw_uncertainty
 from vssl.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.protocols.base import EvaluationProtocol, ProtocolOptions

@@ -1,0 +1,13 @@
+#!/usr/bin/env python
+"""``vssl throughput`` in a checkout, where nothing need be installed."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.errors import run_command
+from vssl.commands.throughput import main
+
+if __name__ == "__main__":
+    run_command(main)
