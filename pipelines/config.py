@@ -15,7 +15,7 @@ SMALL_IMAGE = 64  # pixels per side: up to this, views count as small (CIFAR's s
 class DataConfig:
     """Which images, and how they reach the device."""
 
-    dir: str = option("", "packed data set, as written by tools/convert.py", may_change=True)
+    dir: str = option("", "packed data set, as written by tools/convert.py", may_change=True, path=True)
     loader: Literal["auto", FormatName, "torch"] = option(
         "auto", "auto: by the manifest; torch reads every format", may_change=True
     )

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 from pipelines.errors import UserError
 from pipelines.parts import OWN, is_own
 
-__all__ = ["Bounds", "bounds_of", "check_options", "check_value", "default_of", "help_of", "may_change", "option"]
+__all__ = [
+    "Bounds",
+    "bounds_of",
+    "check_options",
+    "check_value",
+    "default_of",
+    "help_of",
+    "is_path",
+    "may_change",
+    "option",
+]
 
 
 class Bounds(NamedTuple):
@@ -22,13 +32,14 @@ class Bounds(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-def option(default: Any, help: str, *, may_change: bool = False, **bounds: Any) -> Any:
+def option(default: Any, help: str, *, may_change: bool = False, path: bool = False, **bounds: Any) -> Any:
     """A field with its default, the sentence that explains it, and its bounds (the fields of ``Bounds``).
 
     ``may_change``: a resumed run may have another value. With another value of any other option it would be another
-    run. Only an empty mapping can be the default of a field of type ``dict``.
+    run. ``path``: the text is a path, in which a leading ``~`` means the user's home. Only an empty mapping can be the
+    default of a field of type ``dict``.
     """
-    metadata = {"help": help, "may_change": may_change, "bounds": Bounds(**bounds)}
+    metadata = {"help": help, "may_change": may_change, "path": path, "bounds": Bounds(**bounds)}
     if default == {}:
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -47,6 +58,11 @@ def help_of(field: dataclasses.Field) -> str:
 def may_change(field: dataclasses.Field) -> bool:
     """Whether a resumed run may change the value of a field made by ``option``."""
     return field.metadata.get("may_change", False)
+
+
+def is_path(field: dataclasses.Field) -> bool:
+    """Whether the text of a field made by ``option`` is a path."""
+    return field.metadata.get("path", False)
 
 
 def bounds_of(field: dataclasses.Field) -> Bounds:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 import sys
 import types
@@ -19,7 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 
 from pipelines.errors import UserError
-from pipelines.options import bounds_of, check_value, default_of, help_of, may_change, option
+from pipelines.options import bounds_of, check_value, default_of, help_of, is_path, may_change, option
 from pipelines.parts import OWN, is_own, must_be
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 Schema = TypeVar("Schema")
+_SHIPPED = Path(__file__).with_name("configs")  # in a checkout a link to the folder at its top
 
 
 def variants(
@@ -94,7 +96,8 @@ def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
         elif name == "name" and is_own(value):  # it chose this section: the class is there
             given[name] = value
         else:
-            given[name] = _convert(key, value, field.type)
+            converted = _convert(key, value, field.type)
+            given[name] = os.path.expanduser(converted) if is_path(field) else converted
             check_value(key, given[name], bounds_of(field))
     return section(**given)
 
@@ -286,13 +289,17 @@ def read_config(
 ) -> Schema:
     """Read a YAML file and apply ``section.key=value`` overrides (values are YAML).
 
-    ``translate``: changes the file's nested dict before the overrides, for files that earlier versions wrote.
+    Args:
+        path: a file, or the name of a shipped config (``demo``).
+        translate: changes the file's nested dict before the overrides, for files that earlier versions wrote.
 
     Raises:
-        UserError: the file cannot be read or is not YAML, or as ``from_dict`` or ``translate``.
+        UserError: no config has this name, the file cannot be read or is not YAML, or as ``from_dict`` or
+            ``translate``.
     """
+    path = _find_config(path)
     try:
-        values = yaml.load(Path(path).read_text(), _Loader) or {}
+        values = yaml.load(path.read_text(), _Loader) or {}
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
     except _BAD_YAML as error:
@@ -329,6 +336,20 @@ def _override(schema: type[Schema], values: dict, overrides: Sequence[str]) -> S
         # An empty value keeps its text meaning: run.dir= is "", not null.
         values[section][name] = "" if text == "" else value
     return from_dict(values, schema)
+
+
+def _find_config(path: str | Path) -> Path:
+    """The file; if there is none and ``path`` is a bare name, the shipped config of this name."""
+    path = Path(path)
+    if path.exists() or path.suffix or path.name != str(path):
+        return path
+    if path.name not in _shipped_names():
+        raise UserError(f"no config {path.name!r}: give a YAML file, or one of {', '.join(_shipped_names())}")
+    return _SHIPPED / f"{path.name}.yaml"
+
+
+def _shipped_names() -> list[str]:
+    return sorted(file.stem for file in _SHIPPED.glob("*.yaml"))
 
 
 def explain(schema: type) -> str:
@@ -419,7 +440,8 @@ class ConfigParser(argparse.ArgumentParser):
 
 def add_config_arguments(parser: argparse.ArgumentParser, schema: type) -> None:
     """Add ``-c FILE [key=value ...]`` and ``--help-config``."""
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    shipped = f"a YAML file, or one of {', '.join(_shipped_names())}"
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help=shipped)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
     help = "explain every config key and stop"
     parser.add_argument("--help-config", action=_HelpConfig, nargs=0, const=schema, help=help)

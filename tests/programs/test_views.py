@@ -32,3 +32,10 @@ def test_sheet_shows_originals_and_their_views(digits: Path, tmp_path: Path) -> 
         assert np.array_equal(original[::12, ::12].repeat(12, axis=0).repeat(12, axis=1), original)
         originals.append(original.tobytes())
     assert len(set(originals)) == 3
+
+
+def test_the_digits_are_packed_when_they_are_absent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_program("views", "-c", "demo", "--out", "views.png", "--images", 2, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "views.png").is_file() and (tmp_path / "data/digits-resident/manifest.json").is_file()

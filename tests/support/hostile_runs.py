@@ -51,6 +51,11 @@ CONFIG = [
     ),
     Row("config that is no text", TRAIN, "{config} is not valid YAML: 'utf-8' codec ...", holds("config", b"\xff\xfe")),
     Row("config missing", "train.py -c absent.yaml", "cannot read the config absent.yaml: No such file or directory"),
+    Row(
+        "config of no such name",
+        "train.py -c absent",
+        "no config 'absent': give a YAML file, or one of cifar100_fast, cifar10_fast, demo, folder, in100_fast",
+    ),
     Row("config that is a folder", "train.py -c {empty}", "cannot read the config {empty}: Is a directory"),
     Row("no config", "train.py", "the following arguments are required: -c/--config"),
     Row("weights missing", f"{TRAIN} model.weights=w", "cannot read the weights w: ..."),

@@ -24,6 +24,7 @@ GONE = "{tmp}/absent: no such folder; tools/convert.py makes packed data sets"
 FEWER = "{packed}: evaluation needs labelled images in train and val, 2 of each; "
 
 TOOLS = [
+    Row("no such program", "evalute {run}", "no program 'evalute'; did you mean 'evaluate'? vssl --help lists all"),
     Row(
         "evaluate nothing",
         "tools/evaluate.py absent --protocol knn",

@@ -28,6 +28,7 @@ def test_the_two_packages_are_installed_and_nothing_else(package):
 def test_every_file_that_is_not_python_is_installed(package):
     files = [path for top in ("pipelines", "vssl") for path in (ROOT / top).rglob("*") if path.is_file()]
     others = {path for path in files if path.suffix != ".py" and "__pycache__" not in path.parts}
+    others |= {ROOT / "vssl/configs" / path.name for path in (ROOT / "configs").iterdir()}
     patterns = package["tool"]["setuptools"]["package-data"]
     installed = [(ROOT / name.replace(".", "/")).glob(glob) for name, globs in patterns.items() for glob in globs]
     assert others == {path for paths in installed for path in paths}

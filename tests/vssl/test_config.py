@@ -28,6 +28,23 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(config_file):
     assert config.data == Config().data
 
 
+def test_a_shipped_config_is_found_by_its_name_from_everywhere(tmp_path, monkeypatch):
+    configs = {path.stem: load_config(path) for path in CONFIGS}
+    monkeypatch.chdir(tmp_path)
+    assert {name: load_config(name) for name in configs} == configs
+    with pytest.raises(UserError, match=f"^no config 'dem': give a YAML file, or one of {', '.join(configs)}$"):
+        load_config("dem")
+    Path("demo").write_text("train: {epochs: 7}")
+    assert load_config("demo").train.epochs == 7  # a file of this name comes first
+
+
+def test_a_tilde_means_the_users_home(config_file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(config_file, ["data.dir=~/data", "run.dir=~/runs/a", "model.weights=~/w.pth"])
+    assert (config.data.dir, config.run.dir) == ("/home/me/data", "/home/me/runs/a")
+    assert config.model.weights == "/home/me/w.pth"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -4,7 +4,7 @@ Examples:
   vssl evaluate runs/cifar10 --protocol knn protocol.k=200 protocol.temperature=0.1
   vssl evaluate runs/cifar10/backbone.safetensors --protocol linear --data data/cifar100-resident
   vssl evaluate runs/cifar10 --protocol uncertainty --ood data/cifar100-resident
-  vssl evaluate resnet50.pth --protocol knn --config configs/in100_fast.yaml model.backbone=resnet50
+  vssl evaluate resnet50.pth --protocol knn --config in100_fast model.backbone=resnet50
 """
 
 import argparse

@@ -3,9 +3,9 @@
 Each stage is measured alone, then all together, and compared with the limits of the hardware.
 
 Examples:
-  vssl throughput -c configs/demo.yaml
-  vssl throughput -c configs/in100_fast.yaml data.workers=8 --json in100.json --trace in100.trace
-  torchrun --standalone --nproc-per-node 2 -m vssl throughput -c configs/demo.yaml
+  vssl throughput -c demo
+  vssl throughput -c in100_fast data.workers=8 --json in100.json --trace in100.trace
+  torchrun --standalone --nproc-per-node 2 -m vssl throughput -c demo
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Pretrain a backbone.
 
 Examples:
-  vssl train -c configs/cifar10_fast.yaml method.name=byol
-  vssl train -c configs/cifar10_fast.yaml --resume auto
-  torchrun --standalone --nproc-per-node 2 -m vssl train -c configs/in100_fast.yaml
+  vssl train -c cifar10_fast method.name=byol
+  vssl train -c cifar10_fast --resume auto
+  torchrun --standalone --nproc-per-node 2 -m vssl train -c in100_fast
 """
 
 import argparse

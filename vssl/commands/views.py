@@ -3,7 +3,7 @@
 The sheet has one row per image, first the original, then its two views in each epoch.
 
 Example:
-  vssl views -c configs/cifar10_fast.yaml augment.gray=0.5 --out views.png
+  vssl views -c cifar10_fast augment.gray=0.5 --out views.png
 """
 
 import argparse
@@ -17,12 +17,14 @@ from PIL import Image
 
 from pipelines.augment.views import Augment
 from pipelines.files import check_writable, write_atomically
-from pipelines.formats.packed import open_packed, open_reader
+from pipelines.formats.packed import open_reader
 from pipelines.loading.build import build_loader
 from vssl.commands.arguments import whole
 from vssl.config import ConfigParser
+from vssl.engine.build import open_data
 from vssl.engine.config import Config, load_config
 from vssl.report.pictures import fit, to_pixels
+from vssl.runtime.processes import World
 
 _CELL = 96  # smallest side of a view on the sheet, in pixels
 _GAP = 4  # pixels between cells; four times as much between epochs
@@ -32,7 +34,7 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = _parse(words, prog)
     check_writable(arguments.out)
     config = load_config(arguments.config, arguments.overrides)
-    packed = open_packed(config.data.dir)
+    packed = open_data(config, World())
     count = min(arguments.images, packed.splits["train"].count)
     data = dataclasses.replace(config.data, batch_size=count, limit=count)
     augment = Augment(config.augment, data.image_size)

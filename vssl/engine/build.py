@@ -35,6 +35,7 @@ __all__ = [
     "evaluation_loader",
     "initial_method",
     "make_views",
+    "open_data",
     "open_run",
     "prepare_step",
     "training_loader",
@@ -42,7 +43,7 @@ __all__ = [
 
 
 def open_run(config: Config, world: World) -> tuple[torch.device, Packed]:
-    """The device and the data of a resolved config. The built-in digits are packed if they are absent.
+    """The device and the data (``open_data``) of a resolved config.
 
     Raises:
         UserError: there is no such device or data set, or its sizes do not fit (``check_sizes``).
@@ -51,12 +52,18 @@ def open_run(config: Config, world: World) -> tuple[torch.device, Packed]:
     if config.train.deterministic and device.type == "cuda":
         repeat_bits()
     world.claim(device)
+    packed = open_data(config, world)
+    check_sizes(config, packed, world)
+    return device, packed
+
+
+def open_data(config: Config, world: World) -> Packed:
+    """The data set ``data.dir``; the built-in digits are packed if they are absent. Raises UserError as
+    ``open_packed``."""
     if Path(config.data.dir) == DIGITS_DIR and world.local_rank == 0:
         pack_digits_if_absent(DIGITS_DIR)
     world.agree()  # the other processes of a machine wait until its digits are packed
-    packed = open_packed(config.data.dir)
-    check_sizes(config, packed, world)
-    return device, packed
+    return open_packed(config.data.dir)
 
 
 def training_loader(

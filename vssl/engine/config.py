@@ -81,7 +81,9 @@ class CheckpointConfig:
 class RunConfig:
     """Where results go."""
 
-    dir: str = option("runs/run", "run directory; it must not hold a run yet, unless you resume it", may_change=True)
+    dir: str = option(
+        "runs/run", "run directory; it must not hold a run yet, unless you resume it", may_change=True, path=True
+    )
 
 
 def _method_options() -> dict[str, type[MethodOptions]]:
@@ -137,8 +139,9 @@ class Resolved(Config):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply ``section.key=value`` overrides. Keys that this version no longer has are dropped from
-    the file, as ``drop_former_keys`` does. Raises UserError as ``vssl.config.read_config``."""
+    """Read a YAML file, or the shipped config of that name, and apply ``section.key=value`` overrides. Keys that this
+    version no longer has are dropped from the file, as ``drop_former_keys`` does. Raises UserError as
+    ``vssl.config.read_config``."""
     return read_config(Config, path, overrides, drop_former_keys)
 
 

@@ -25,4 +25,4 @@ class ModelConfig:
     )
     stem: Literal["auto", "cifar", "imagenet"] = option("auto", "stem of ResNets; auto: cifar up to 64 pixels")
     sync_batchnorm: bool = option(True, "several processes: take batch statistics over the images of all")
-    weights: str = option("", "start the backbone from this file (.safetensors, .pth, ...) or from this run")
+    weights: str = option("", "start the backbone from this file (.safetensors, .pth, ...) or from this run", path=True)
