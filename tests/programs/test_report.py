@@ -30,6 +30,7 @@ class Page(HTMLParser):
         self.elements, self.tables, self.text, self._open = [], {}, "", []
         self.feed(content)
         assert self._open == []
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, name, attributes):
         self.elements.append((name, dict(attributes)))
@@ -174,6 +175,13 @@ def test_data_that_moved_are_named_and_can_be_given(run, digits, tmp_path):
     assert (done.returncode, done.stderr) == (2, line)
     page, _ = report(moved, "--data", digits, tmp_path / "r.html")
     assert "297 images of val looked up among 1,500 of train" in page.text
+
+
+def test_names_are_text_and_not_markup(run, tmp_path):
+    named = shutil.copytree(run, tmp_path / 'one <b> & "two"')
+    page, _ = report(named, tmp_path / "r.html")
+    assert 'Did pretraining work? one <b> & "two"' in page.text and page.all("b") == []
+    assert page.tables["Config of each run"][0] == ["Key", 'one <b> & "two"']
 
 
 def test_a_run_without_checkpoint_is_refused(run, tmp_path):

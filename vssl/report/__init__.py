@@ -1,1 +1,1 @@
-"""The page of ``tools/report.py``: what it measures of runs, what it concludes, and its HTML."""
+"""The page of ``vssl report``: what it measures of runs, what it concludes, and its templates."""
