@@ -3,7 +3,7 @@ constraints := constraints.txt
 python := $(venv)/bin/python
 ready := $(venv)/.ready
 
-.PHONY: help setup demo test test-oldest pytest soak gpu lint
+.PHONY: help setup demo test test-all test-oldest pytest soak gpu lint
 
 help: ## show the targets; each does its own set-up
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,17 +20,21 @@ demo: $(ready) ## train on the built-in digits, on the CPU or a GPU, into a new 
 	$(python) train.py -c configs/demo.yaml run.dir=runs/demo
 	$(python) tools/report.py runs/demo --out runs/demo/report.html
 
-test: lint pytest ## lint, then all tests (those for a GPU skip themselves without one)
+test: lint pytest ## lint, then the tests, without those that take long (those for a GPU skip themselves without one)
 
-test-oldest: constraints-oldest.txt ## all tests with the oldest versions that requirements.txt allows, in .venv-oldest
+test-all: test ## everything that test runs, then the tests that take long
+	$(python) -m pytest -m "inductor or extended"
+
+test-oldest: constraints-oldest.txt ## the tests with the oldest versions that requirements.txt allows, in .venv-oldest
 	$(MAKE) venv=.venv-oldest constraints=$< pytest
 
 constraints-oldest.txt: requirements.txt
 	sed -n 's/>=\([0-9.]*\).*/==\1/p' $< >$@
 
 pytest: $(ready)
-	$(python) -m pytest -m "ddp and not inductor" --numprocesses auto --maxprocesses 2 # forks, which only a process that has not yet used autograd may do
-	$(python) -m pytest -m "not ddp" --numprocesses auto --maxprocesses 4 --dist worksteal
+	# First: these tests fork, which is unsafe after autograd.
+	$(python) -m pytest -m "ddp and not inductor and not extended" --numprocesses auto --maxprocesses 2
+	$(python) -m pytest -m "not ddp and not inductor and not extended" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 soak: $(ready) ## kill runs, damage data and configs, run many epochs: one table, in under 20 minutes on two cores
 	$(python) tests/system/soak.py

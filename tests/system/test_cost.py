@@ -120,13 +120,15 @@ def run(project, *arguments):
     return done.stdout
 
 
-def test_a_format_and_a_source_are_packed_verified_and_read(project):
+def test_a_format_and_a_source_are_packed_verified_and_read_also_by_a_program(project):
     convert = ("tools/convert.py", "--dataset", "plates", "--format", "plain", "--workers", "1")
     out = run(project, *convert)
     assert "data/plates-plain: plates as plain, 2 classes" in out and "train: 4 images up to 6 x 5" in out
     assert "every checksum agrees" in run(project, *convert, "--verify")
     batch = "TorchLoader [0, 0, 1, 1] [4, 1, 5, 6, 3] [10, 20, 200, 210]\n"
     assert run(project, "-c", READ_PLATES) == 3 * batch
+    assert run(project, "-m", "vssl", "classes", "data/plates-plain") == "dark: 2\nlight: 2\n"
+    assert "  classes     Count the training images of each class.\n" in run(project, "-m", "vssl", "--help")
 
 
 def test_an_augmentation_moves_no_other_draw_and_a_methods_keys_are_its_own(project):
