@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from pipelines.errors import run_command
 from pipelines.files import check_writable
+from tools.bench.charts import draw_loaders, draw_methods
 from tools.bench.methods import ACCURACIES, Arm, Measured
-from vssl.charts import draw_loaders, draw_methods, save_chart
+from vssl.charts import save_chart
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
