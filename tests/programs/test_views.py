@@ -34,6 +34,19 @@ def test_sheet_shows_originals_and_their_views(digits: Path, tmp_path: Path) -> 
     assert len(set(originals)) == 3
 
 
+def test_sheet_shows_all_views_of_both_groups(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "views.png"
+    many = ("augment.views=3", "augment.local_views=2", "augment.local_size=4", "augment.local_scale=[1, 1]")
+    result = run(f"data.dir={digits}", *NOTHING_RANDOM, *many, "--out", str(out), "--images", "1", "--epochs", "1")
+    assert "1 images, 5 views of each in 1 epochs" in result.stdout
+    sheet = np.asarray(Image.open(out))
+    assert sheet.shape == (2 * 4 + 96, 2 * 4 + 96 + 4 * 4 + 5 * 100 - 4, 3)
+    original, *views = (sheet[4:100, left : left + 96] for left in (4, *range(116, 616, 100)))
+    assert all(np.array_equal(view, original) for view in views[:3])
+    assert np.array_equal(views[3], views[4])  # four pixels a side, each magnified 24 times
+    assert np.array_equal(views[3][::24, ::24].repeat(24, axis=0).repeat(24, axis=1), views[3])
+
+
 def test_the_digits_are_packed_when_they_are_absent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_program("views", "-c", "demo", "--out", "views.png", "--images", 2, "--epochs", 1)

@@ -1,6 +1,6 @@
 """Draw what training sees: images and their augmented views.
 
-The sheet has one row per image, first the original, then its two views in each epoch.
+The sheet has one row per image, first the original, then its views in each epoch: full ones, then local ones.
 
 Example:
   vssl views -c cifar10_fast augment.gray=0.5 --out views.png
@@ -41,21 +41,23 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
     loader = build_loader(
         data, config.augment, packed, "train", train=True, seed=config.train.seed, device=torch.device("cpu")
     )
-    views: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    views: dict[int, list[list[np.ndarray]]] = {}  # by image: in each epoch, its views
     for epoch in range(arguments.epochs):
         loader.set_epoch(epoch)
         for batch in loader:
-            both = augment.views(batch.pixels, batch.size, batch.index, config.train.seed, epoch).full
-            pixels = to_pixels(both, config.augment)
-            for index, first, second in zip(batch.index.tolist(), *pixels.chunk(2), strict=True):
-                views.setdefault(index, []).append((first.numpy(), second.numpy()))
+            groups = augment.views(batch.pixels, batch.size, batch.index, config.train.seed, epoch)
+            pixels = [to_pixels(group, config.augment) for group in groups if group is not None]
+            each = [view.numpy() for group in pixels for view in group.split(len(batch.index))]
+            for place, index in enumerate(batch.index.tolist()):
+                views.setdefault(index, []).append([view[place] for view in each])
     loader.close()
     reader = open_reader(packed, "train")
     rows = [(reader.image(index), views[index]) for index in sorted(views)]
     reader.close()
     sheet = draw_sheet(rows, data.image_size)
     write_atomically(arguments.out, lambda temporary: sheet.save(temporary, "PNG"))
-    print(f"{arguments.out}: {len(rows)} images, two views of each in {arguments.epochs} epochs")
+    number = sum(group.count for group in augment.groups)
+    print(f"{arguments.out}: {len(rows)} images, {number} views of each in {arguments.epochs} epochs")
 
 
 def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
@@ -66,18 +68,19 @@ def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
     return parser.parse_config_args(words)
 
 
-def draw_sheet(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]], side: int) -> Image.Image:
-    """Draw originals (any size) and their pairs of views (``side`` pixels) in rows; small images are magnified."""
+def draw_sheet(rows: list[tuple[np.ndarray, list[list[np.ndarray]]]], side: int) -> Image.Image:
+    """Draw originals (any size) and, of each epoch, their views (of at most ``side`` pixels) in rows; small images are
+    magnified."""
     cell = side * max(1, -(-_CELL // side))
-    pair = 2 * cell + _GAP
-    epochs = len(rows[0][1])
-    width = cell + epochs * (4 * _GAP + pair)
+    epochs, number = len(rows[0][1]), len(rows[0][1][0])
+    block = number * (cell + _GAP) - _GAP  # the views of an epoch
+    width = cell + epochs * (4 * _GAP + block)
     sheet = Image.new("RGB", (width + 2 * _GAP, len(rows) * (cell + _GAP) + _GAP), "white")
-    for number, (original, pairs) in enumerate(rows):
-        top = _GAP + number * (cell + _GAP)
+    for row, (original, blocks) in enumerate(rows):
+        top = _GAP + row * (cell + _GAP)
         sheet.paste(fit(original, cell), (_GAP, top))
-        for epoch, views in enumerate(pairs):
-            left = _GAP + cell + 4 * _GAP + epoch * (pair + 4 * _GAP)
+        for epoch, views in enumerate(blocks):
+            left = _GAP + cell + 4 * _GAP + epoch * (block + 4 * _GAP)
             for view, pixels in enumerate(views):
                 sheet.paste(fit(pixels, cell), (left + view * (cell + _GAP), top))
     return sheet

@@ -86,15 +86,20 @@ class OfflineEvaluation:
         return torch.cat(found)[:limit]
 
     @torch.no_grad()
-    def of_views(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Apply ``compute`` to both augmented views [2B, 3, S, S] of each batch of val and join its results:
-        ``compute`` returns two tensors [B, ...], this method two tensors [N, ...]."""
+    def of_views(self, compute: Callable[[Tensor, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Apply ``compute`` to the full views of each batch of val and join its results.
+
+        Args:
+            compute: from the views [V * B, 3, S, S], view after view, and B to tensors [B, ...].
+
+        Returns:
+            as many tensors [N, ...].
+        """
         results = []
         with self.loader("val") as loader:
             for batch in loader:
-                results.append(compute(self.views(batch).full))
-        first, second = zip(*results, strict=True)
-        return torch.cat(first), torch.cat(second)
+                results.append(compute(self.views(batch).full, len(batch.index)))
+        return tuple(map(torch.cat, zip(*results, strict=True)))
 
     def views(self, batch: Batch, seed: int = 0, epoch: int = 0) -> Views:
         """The augmented views of a batch."""

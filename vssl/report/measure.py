@@ -80,7 +80,8 @@ class Measurement:
         features: of the queries, by the trained network, float32 [M, F].
         shown: places of some queries, int64 [up to 20], and ``neighbours``: the places in ``bank`` of the images
             nearest to each, [up to 20, up to 5], with their cosine ``similarity``.
-        viewed: places of some queries, int64 [up to 6], and ``views``: uint8 [2, up to 6, S, S, 3], two of each.
+        viewed: places of some queries, int64 [up to 6], and ``views``: of each view, full ones first, uint8
+            [up to 6, side, side, 3].
     """
 
     packed: Packed
@@ -92,7 +93,7 @@ class Measurement:
     neighbours: Tensor
     similarity: Tensor
     viewed: np.ndarray
-    views: Tensor
+    views: list[Tensor]
 
     @property
     def labelled(self) -> bool:
@@ -172,7 +173,7 @@ def _untrained(model: Pretrained, packed: Packed) -> nn.Module:
 
 
 def _compare(queries: Tensor, bank: Tensor, views: Tensor, looked_up: Images, known: Images, classes: int) -> Figures:
-    """The figures of one network from its features [M, F], [N, F] and [2, M, F]; ``classes``: 0 without labels."""
+    """The figures of one network from its features [M, F], [N, F] and [V, M, F]; ``classes``: 0 without labels."""
     knn = correct = None
     if classes:
         votes = knn_predict(bank, known.labels, queries, classes)
@@ -211,9 +212,9 @@ def _embed_split(model: Pretrained, networks: _SideBySide, packed: Packed, split
 @torch.no_grad()
 def _embed_views(
     model: Pretrained, networks: _SideBySide, packed: Packed, images: Images, viewed: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Features [2, M, sum of widths] of two augmented views of each of the images, and the views of those at the places
-    ``viewed`` as pixels, uint8 [2, len(viewed), S, S, 3]."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Features [V, M, sum of widths] of the full views of each of the images, and all views of those at the places
+    ``viewed`` as pixels, uint8 [len(viewed), side, side, 3] of each view."""
     wanted = torch.from_numpy(images.index).to(model.device)
     drawn = wanted[viewed]
     features, pictures = [], []
@@ -222,11 +223,12 @@ def _embed_views(
             rows = torch.isin(batch.index, wanted)
             if rows.any():
                 index = batch.index[rows]
-                views = model.augment.views(batch.pixels[rows], batch.size[rows], index, _SEED, 0).full
-                features.append(networks(views).unflatten(0, (2, -1)))
-                pictures.append(views.unflatten(0, (2, -1))[:, torch.isin(index, drawn)].cpu())
-    pixels = to_pixels(torch.cat(pictures, dim=1).flatten(0, 1), model.config.augment)
-    return torch.cat(features, dim=1), pixels.unflatten(0, (2, -1))
+                views = model.augment.views(batch.pixels[rows], batch.size[rows], index, _SEED, 0)
+                features.append(networks(views.full).unflatten(0, (-1, len(index))))
+                each = [view for group in views if group is not None for view in group.split(len(index))]
+                pictures.append([view[torch.isin(index, drawn)].cpu() for view in each])
+    pixels = [to_pixels(torch.cat(parts), model.config.augment) for parts in zip(*pictures, strict=True)]
+    return torch.cat(features, dim=1), pixels
 
 
 def _loader(model: Pretrained, packed: Packed, split: str, limit: int) -> contextlib.closing[BaseLoader]:

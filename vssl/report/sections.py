@@ -166,8 +166,8 @@ def _certainty(run: Run) -> Certainty | None:
 def _views(measured: Measurement) -> Views:
     viewed, rows = measured.viewed.tolist(), []
     pictures = _read(measured, measured.queries, viewed)
-    for place, pixels, views in zip(viewed, pictures, measured.views.transpose(0, 1).numpy(), strict=True):
+    for place, pixels, views in zip(viewed, pictures, zip(*measured.views, strict=True), strict=True):
         name = _name(measured, measured.queries, place)
-        row = [embed_picture(view, f"view {number} of {name}") for number, view in enumerate(views, 1)]
+        row = [embed_picture(view.numpy(), f"view {number} of {name}") for number, view in enumerate(views, 1)]
         rows.append((embed_picture(pixels, f"image: {name}", name), row))
     return Views([f"View {number + 1}" for number in range(len(measured.views))], rows)

@@ -32,7 +32,7 @@ class KNN(EvaluationProtocol):
         features, labels = evaluation.features("val")
         votes = evaluation.knn_votes(k=k, temperature=temperature)
         wide = evaluation.report("knn", evaluation.knn_votes(k=_WIDE_K, temperature=_WIDE_TEMPERATURE), labels)
-        both_views = evaluation.of_views(lambda views: evaluation.model.backbone(views).chunk(2))
+        views = evaluation.of_views(lambda views, images: evaluation.model.backbone(views).split(images))
         return evaluation.report("knn", votes, labels) | {
             "k": k,
             "temperature": temperature,
@@ -44,7 +44,7 @@ class KNN(EvaluationProtocol):
             "feature_std": feature_std(features).item(),
             "rankme": rankme(features).item(),
             "uniformity": uniformity(features).item(),
-            "alignment": alignment(*both_views).item(),
+            "alignment": alignment(*views).item(),
         }
 
     def describe(self, report: dict) -> list[str]:

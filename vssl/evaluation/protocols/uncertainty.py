@@ -121,13 +121,13 @@ def _corruptions(
 
 
 def _errors(evaluation: OfflineEvaluation) -> tuple[Tensor, Tensor]:
-    """Predicted variance and squared error of each image of val, means over dimensions and both views, [N] each."""
+    """Predicted variance and squared error of each image of val, means over dimensions and pairs of views, [N] each."""
     method = evaluation.model.trained_method()
 
-    def compare(views: Tensor) -> tuple[Tensor, Tensor]:
+    def compare(views: Tensor, images: int) -> tuple[Tensor, Tensor]:
         (mean, logvar), target = method.predict(views)
         variance, error = logvar.exp().mean(dim=1), (mean - target).square().mean(dim=1)
-        return variance.unflatten(0, (2, -1)).mean(dim=0), error.unflatten(0, (2, -1)).mean(dim=0)
+        return variance.view(-1, images).mean(dim=0), error.view(-1, images).mean(dim=0)
 
     return evaluation.of_views(compare)
 
