@@ -38,7 +38,7 @@ class FineTune(EvaluationProtocol):
             for epoch in range(self.options.epochs):
                 loader.set_epoch(epoch)
                 for batch in loader:
-                    views = evaluation.views(batch, seed=1, epoch=epoch)
+                    views = evaluation.views(batch, seed=1, epoch=epoch).full
                     loss = nn.functional.cross_entropy(head(network(views)), batch.labels.repeat(2))
                     optimizer.zero_grad()
                     loss.backward()
