@@ -109,7 +109,7 @@ def project(tmp_path_factory):
     shutil.copy(ROOT / "train.py", copy)
     gained = apply_examples(copy)
     registries = {name: lines for name, lines in gained.items() if name.endswith("__init__.py")}
-    assert len(registries) == 5 and set(registries.values()) == {1}
+    assert len(registries) == 7 and set(registries.values()) == {1}
     assert gained["pipelines/config.py"] == 1 and gained["pipelines/augment/views.py"] == 2  # an import and the list
     return copy
 
