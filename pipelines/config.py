@@ -24,8 +24,8 @@ class DataConfig:
     prefetch: int = option(3, "batches decoded ahead", low=1, may_change=True)
     crops: Literal["auto", "loader", "device"] = option(
         "auto",
-        "who cuts the views out (ffcv, dali, torch); loader: only two full ones; auto: the device if it is a GPU or "
-        "the views are others",
+        "who cuts the views out (ffcv, dali, torch); loader: only two full ones; auto: the device if it is a GPU (for "
+        "torch: never) or the views are others",
         may_change=True,
     )
     hw_decoder_load: float = option(

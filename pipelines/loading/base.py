@@ -29,9 +29,11 @@ class BaseLoader(ABC):
 
     Attributes:
         copies_pixels: whether pixels are copied from host memory to a GPU's memory.
+        whole_for_gpus: whether ``data.crops=auto`` means whole images if the device is a GPU.
     """
 
     copies_pixels = True
+    whole_for_gpus = True
 
     def __init__(
         self,
@@ -115,7 +117,9 @@ class BaseLoader(ABC):
                 "data.crops=loader: loaders cut two full views only; set data.crops=auto, or augment.views=2 "
                 "and augment.local_views=0"
             )
-        return self._train and (crops == "loader" or (crops == "auto" and self.device.type == "cpu" and not whole))
+        if crops == "auto" and not whole and (self.device.type == "cpu" or not self.whole_for_gpus):
+            crops = "loader"
+        return self._train and crops == "loader"
 
     def _canvas(self) -> tuple[int, int]:
         """Height and width into which every image of the split fits, after ``fit_canvas``."""

@@ -25,6 +25,8 @@ __all__ = ["TorchLoader"]
 class TorchLoader(BaseLoader):
     """Depending on ``data.crops``, two crops of each image (C = 2) or whole images (C = 1), from worker processes."""
 
+    whole_for_gpus = False  # whole images on a canvas would fill the shared memory through which workers send them
+
     def _prepare(self) -> None:
         data = self._data
         if self._cuts_crops():
