@@ -17,6 +17,7 @@ from vssl.config import to_yaml
 from vssl.engine.config import resolve
 from vssl.engine.step import TrainStep
 from vssl.engine.trainer import Trainer
+from vssl.methods import METHODS
 from vssl.profile.stages import StageProfiler
 
 pytestmark = pytest.mark.ddp
@@ -101,6 +102,19 @@ def test_twenty_steps_are_those_of_one_process(config, processes, tmp_path, comp
     assert measured[0] == pytest.approx(measured[1], abs=0.02) and measured[0][0] == measured[1][0]
     environment = json.loads((tmp_path / f"on-{size}" / "environment.json").read_text())
     assert environment["world_size"] == size and environment["derived"]["images_per_process"] == 48 // size
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_with_local_views_train_as_one(config, processes, tmp_path, smooth, name):
+    """The network has a weight without a gradient, for which the processes must not wait."""
+    keys = (*TWENTY, f"method.name={name}", "augment.views=3", "augment.local_views=2", "augment.local_weight=0.5")
+    keys += ("model.backbone=support.networks:UnusedWeight", "train.accumulate=2", "optim.name=adamw", "optim.lr=1e-4")
+    keys += ("data.limit=480", "train.clip_grad=1")
+    runs = {n: config(*keys, f"run.dir={tmp_path / f'on-{n}'}") for n in (1, 2)}
+    Trainer(runs[1]).fit()
+    assert len(set(processes(2, train(runs[2])))) == 1
+    one, two = (losses(tmp_path / f"on-{n}") for n in (1, 2))
+    assert list(one) == list(range(1, 11)) and two == pytest.approx(one, rel=1e-4)
 
 
 def test_every_process_orthogonalises_the_same_updates(config, processes, tmp_path):

@@ -265,8 +265,9 @@ class VSSL(Method):
 
         Returns:
             ``loss`` (scalar, mean over images and pairs, times 2) and detached scalars: ``kl`` and ``log_likelihood``
-            (means, as in the loss), ``logvar_student``, ``logvar_teacher`` (means), ``on_bound`` (share of the
-            student's log-variances within 2 % of their bound), ``cosine`` (of the student's and the teacher's means).
+            (means over images and pairs, as in the loss), ``logvar_student``, ``logvar_teacher`` (means), ``on_bound``
+            (share of the student's log-variances within 2 % of their bound), ``cosine`` (of the student's and the
+            teacher's means).
         """
         student, teacher = Gaussian(*(p.float() for p in posterior)), Gaussian(*(p.detach().float() for p in prior))
         terms = self._gaussian if self.options.form == "gaussian" else self._cosine
@@ -275,8 +276,8 @@ class VSSL(Method):
         with torch.no_grad():
             return {
                 "loss": loss,
-                "kl": kl.mean(),
-                "log_likelihood": log_likelihood.mean(),
+                "kl": mean_over_pairs(self.views, kl),
+                "log_likelihood": mean_over_pairs(self.views, log_likelihood),
                 "logvar_student": student.logvar.mean(),
                 "logvar_teacher": teacher.logvar.mean(),
                 "on_bound": (student.logvar.abs() > 0.98 * self.options.logvar_bound).float().mean(),

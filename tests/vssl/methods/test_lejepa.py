@@ -138,13 +138,9 @@ def test_a_bad_step_changes_nothing_without_buffers(config):
 
 def test_a_weight_without_gradient_stays_as_it_is(config):
     """As a network has them that keeps a classifier, or a token that its features do not use."""
-    trainer = Trainer(config("method.name=lejepa", "augment.local_views=0", "optim.name=adamw", "train.clip_grad=1"))
-    step, batch = trainer.train_step, first_batch(trainer)
-    step.method.student.backbone.bn1.weight.grad = None
-    unused = step.method.student.backbone.unused = torch.nn.Parameter(torch.ones(3))
-    step._weights.append(unused)
-    step.optimizer.add_param_group({"params": [unused], "lr": step.optimizer.param_groups[0]["lr"]})
-    step.set_schedule(epoch=0, lr=0.01, probe_lr=0.1, tau=0.9)
-    for _ in range(2):
-        step(batch)
-    assert step.watch.read()[0] == 0 and torch.equal(unused.detach(), torch.ones(3))
+    common = ("method.name=lejepa", "optim.name=adamw", "train.clip_grad=1", "train.epochs=1")
+    trainer = Trainer(config(*common, "model.backbone=support.networks:UnusedWeight"))
+    trainer.fit()
+    method = trainer.train_step.method
+    assert torch.equal(method.student.backbone.unused.detach(), torch.ones(3))
+    assert all(weight.grad is not None for name, weight in method.named_parameters() if not name.endswith("unused"))
