@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pipelines.inductor_hints import stored
+from pipelines.inductor_hints import materialised
 
 __all__ = ["Draws", "normal", "uniform"]
 
@@ -41,7 +41,7 @@ def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) 
     """int64 [B]: the state from which all numbers of a sample in one stream are computed."""
     # Inductor would inline each mixer twice, so its C++ doubles per mixer: store the value. On a GPU storing costs a
     # kernel each, so do not.
-    keep = (lambda value: value) if index.is_cuda else stored
+    keep = (lambda value: value) if index.is_cuda else materialised
     state = keep(_mix(index + _GAMMA))
     for word in (seed, epoch, stream):
         salt = word * _MIX_2 + _GAMMA

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.augment.operation import Operation, Planes, choose, flatten_views
-from pipelines.inductor_hints import stored, stored_as_half
+from pipelines.inductor_hints import materialised, materialised_as_half
 from pipelines.rng import Draws
 
 __all__ = ["GaussianBlur", "blur_planes", "gaussian_blur", "most_chosen"]
@@ -91,10 +91,10 @@ def blur_planes(planes: Planes, sigma: Tensor, largest: float = math.inf) -> Pla
 
     All images pass through the filter: to sort out those that stay sharp would move more bytes than it saves.
     """
-    kernel = stored(_kernel(sigma, planes[0].shape[-1], largest))
-    planes = tuple(stored_as_half(plane) for plane in planes)
+    kernel = materialised(_kernel(sigma, planes[0].shape[-1], largest))
+    planes = tuple(materialised_as_half(plane) for plane in planes)
     for axis in (2, 1):
-        planes = tuple(stored_as_half(_filter(plane, kernel, axis)) for plane in planes)
+        planes = tuple(materialised_as_half(_filter(plane, kernel, axis)) for plane in planes)
     return planes
 
 

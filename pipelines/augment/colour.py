@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.augment.operation import Operation, Planes, choose, flatten_views
-from pipelines.inductor_hints import stored_as_half
+from pipelines.inductor_hints import materialised_as_half
 from pipelines.rng import Draws
 
 __all__ = [
@@ -207,7 +207,7 @@ def jitter_with_one_mean(
     _sequence(planes, order, brightness, saturation, hue, note)
     mean = sum(grays).mean(dim=(1, 2), keepdim=True)
     # Read the planes again: keeping what the first pass computed would move more bytes.
-    planes = tuple(stored_as_half(plane) for plane in planes)
+    planes = tuple(materialised_as_half(plane) for plane in planes)
     return _sequence(planes, order, brightness, saturation, hue, adjust)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipelines.inductor_hints import stored, stored_as_half
+from pipelines.inductor_hints import materialised, materialised_as_half
 
 __all__ = ["CROP_DRAWS", "centre_boxes", "crop_resize", "pixel_boxes", "sample_crops"]
 
@@ -110,12 +110,12 @@ def crop_resize(
 
     if pixels.is_cuda:  # computed once for every row and column, not once for every pixel of the result
         rows, columns, row_weights, column_weights = map(
-            stored, (rows.int(), columns.int(), row_weights, column_weights)
+            materialised, (rows.int(), columns.int(), row_weights, column_weights)
         )
     image = torch.arange(count, device=pixels.device).repeat(views)[:, None]
     planar = pixels.permute(0, 1, 3, 2)
     lines = _weighted_sum(lambda row: planar[image, row].float(), rows, row_weights[..., None, None] / 255)
-    lines = stored_as_half(lines)
+    lines = materialised_as_half(lines)
     shape = (views * count, side, 3, side)
     result = _weighted_sum(
         lambda column: lines.gather(-1, column[:, None, None].expand(shape).long()),
@@ -124,7 +124,7 @@ def crop_resize(
     )
     if interpolation == "bicubic":
         result = result.clamp(0, 1)
-    return stored_as_half(result).permute(0, 2, 1, 3)
+    return materialised_as_half(result).permute(0, 2, 1, 3)
 
 
 def _taps(start: Tensor, length: Tensor, limit: int, side: int, interpolation: str) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from pipelines.augment.groups import view_groups
 from pipelines.batch import Batch, Views
-from vssl.collectives import Exchange, rehearsal, rehearsing
+from vssl.collectives import Exchange, dry_run, is_dry_run
 from vssl.engine.config import Resolved
 from vssl.engine.metrics import MeanAccumulator
 from vssl.engine.nonfinite import Watch
@@ -133,10 +133,10 @@ class TrainStep:
         generator = torch.Generator().manual_seed(0)
         shapes = [(group.count * images, 3, group.side, group.side) for group in self._groups]
         views = Views(*(torch.rand(shape, generator=generator).to(device) for shape in shapes))
-        places = torch.arange(images, device=device)
+        index = torch.arange(images, device=device)
         buffers = [buffer.clone() for buffer in learners.buffers()]
-        with rehearsal():
-            loss, _ = learners(views, self.keys(places), torch.zeros_like(places))
+        with dry_run():
+            loss, _ = learners(views, self.keys(index), torch.zeros_like(index))
             loss.backward()
         with torch.no_grad():
             for buffer, before in zip(learners.buffers(), buffers, strict=True):
@@ -173,10 +173,10 @@ class TrainStep:
         self.compiled = False
         self._make_views, self._learners.compute = self._plain_views, self._learners.loss
 
-    def rehearse(self, batch: Batch) -> list[Exchange]:
+    def dry_run(self, batch: Batch) -> list[Exchange]:
         """Run what ``compile`` compiles, without training and without waiting for other processes. Returns the
-        exchanges that would have been made, in their order (see ``rehearsal``)."""
-        with rehearsal() as exchanges:
+        exchanges left out, in their order (see ``vssl.collectives.dry_run``)."""
+        with dry_run() as exchanges:
             self.backward(batch)
         return exchanges
 
@@ -251,7 +251,7 @@ class TrainStep:
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Context in which processes exchange gradients only in the last micro-batch of a step."""
-        if not self.world.distributed or (last and not rehearsing()):
+        if not self.world.distributed or (last and not is_dry_run()):
             return contextlib.nullcontext()
         return self._forward.no_sync()
 

@@ -131,7 +131,7 @@ def implied_log_likelihood(
         float32 [n * B]; at most log B without ``leave_one_out``.
     """
     cosines = F.normalize(z, dim=1) @ peers.gather(F.normalize(mu_p, dim=1)).T
-    return _bayes(cosines / temperature, peers.places(mu_p), leave_one_out)
+    return _bayes(cosines / temperature, peers.own_rows(mu_p), leave_one_out)
 
 
 def implied_gaussian_log_likelihood(
@@ -154,13 +154,13 @@ def implied_gaussian_log_likelihood(
     # sum_d (z - mu)^2 / sigma^2 as products of matrices: no [B, B, D].
     squares = z.square() @ precision.T - 2.0 * z @ (mu * precision).T + (mu.square() * precision).sum(dim=1)
     log_density = -0.5 * (math.log(2.0 * math.pi) + logvar.mean(dim=1) + squares / z.shape[1])
-    return _bayes(log_density / temperature, peers.places(mu_p), leave_one_out)
+    return _bayes(log_density / temperature, peers.own_rows(mu_p), leave_one_out)
 
 
-def _bayes(log_density: Tensor, places: Tensor, leave_one_out: bool) -> Tensor:
+def _bayes(log_density: Tensor, own_rows: Tensor, leave_one_out: bool) -> Tensor:
     """log p(z_i | x_i) - log mean_j p(z_i | x_j), [n * B], from log p(z_i | x_j) [n * B, N]; the column of image i,
-    whose rows are i, B + i, ..., is places[i]."""
-    own = places.repeat(len(log_density) // len(places))[:, None]
+    whose rows are i, B + i, ..., is own_rows[i]."""
+    own = own_rows.repeat(len(log_density) // len(own_rows))[:, None]
     log_own = log_density.gather(1, own)[:, 0]
     count = log_density.shape[1]
     if leave_one_out:

@@ -31,7 +31,7 @@ class World:
     """This process and its place among those of the run. ``World()`` is a single process, which exchanges nothing.
 
     Decisions of the host (stop, failure) use a gloo group of their own. So the device's queue never waits for them, and
-    a failing process can report it whatever the others are doing. All methods but ``claim`` and ``fail`` are
+    a failing process can report it whatever the others are doing. All methods but ``set_device`` and ``fail`` are
     collective: every process calls them in the same order. ``agree`` and the methods that call it end this process
     quietly when another one has failed.
 
@@ -58,7 +58,7 @@ class World:
         """Whether this process is the one that writes, logs and exports."""
         return self.rank == 0
 
-    def claim(self, device: torch.device) -> None:
+    def set_device(self, device: torch.device) -> None:
         """Select this process's own GPU. Raises UserError if the machine has fewer GPUs than processes."""
         if self.size > 1 and device.type == "cuda":
             if self.local_rank >= torch.cuda.device_count():
@@ -180,7 +180,7 @@ def join_world(alone: bool = False) -> Iterator[World]:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if here == size:
         store = dist.PrefixStore(f"attempt-{restarts}", store)
-    # NCCL looks for a GPU per process at once; with fewer, ``claim`` has the better message, or the run is on the CPU.
+    # NCCL requires a GPU per process at once. With fewer, ``set_device`` raises a better message, or the run is on the CPU.
     nccl = torch.cuda.is_available() and dist.is_nccl_available() and torch.cuda.device_count() >= here
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
     world = World(
