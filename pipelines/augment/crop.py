@@ -11,7 +11,7 @@ from pipelines.inductor_hints import materialised, materialised_as_half
 __all__ = ["CROP_DRAWS", "centre_boxes", "crop_resize", "pixel_boxes", "sample_crops"]
 
 _ATTEMPTS = 10
-CROP_DRAWS = 2 * _ATTEMPTS + 2  # uniform numbers that a crop takes: area and aspect of every attempt, top, left
+CROP_DRAWS = 2 * _ATTEMPTS + 2  # uniform numbers per crop: area and aspect of every attempt, top, left
 
 
 def sample_crops(numbers: Tensor, size: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -83,9 +83,9 @@ def crop_resize(
 ) -> Tensor:
     """Cut boxes out of images and resize them, antialiased, as torchvision's ``resized_crop`` on float tensors.
 
-    Separable resampling with a fixed number of taps per pixel, enough for the largest possible box. So no shape
-    depends on the boxes, and the work grows with the size of the result, not with the canvas (as it would with weight
-    matrices). Bicubic results outside [0, 1] are clipped, as in 8-bit images. On a GPU each of the two passes rounds
+    Resamples separably with a fixed number of taps per pixel, enough for the largest possible box. No shape depends on
+    the boxes. The work grows with the size of the result, not with the canvas (as it would with weight matrices).
+    Bicubic results outside [0, 1] are clipped, as in 8-bit images. On a GPU each of the two passes rounds
     its result to float16.
 
     Args:

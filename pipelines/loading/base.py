@@ -148,10 +148,11 @@ def fit_canvas(sizes: np.ndarray, canvas: int) -> np.ndarray:
 
 
 def each_sample(index: np.ndarray, work: Callable[[int, int], None]) -> None:
-    """Call ``work(place in the batch, sample)`` for each; an exception other than ``UserError`` names the sample."""
-    for place, sample in enumerate(index.tolist()):
+    """Call ``work(position in the batch, sample)`` for each sample; an exception other than ``UserError`` names the
+    sample."""
+    for position, sample in enumerate(index.tolist()):
         try:
-            work(place, sample)
+            work(position, sample)
         except UserError:
             raise
         except Exception as error:

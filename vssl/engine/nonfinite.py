@@ -24,8 +24,8 @@ class Watch:
         self.steps += 1
         first = ~good & (self.bad_steps == 0)
         self.first.copy_(torch.where(first, self.steps, self.first))
-        place = self.index[: len(index)]
-        place.copy_(torch.where(first, index, place))
+        kept = self.index[: len(index)]
+        kept.copy_(torch.where(first, index, kept))
         self.index[len(index) :].masked_fill_(first, -1)  # a ragged batch does not fill the rest
         self.bad_steps += ~good
 

@@ -112,8 +112,8 @@ def _number(points: dict[float, float], epoch: float) -> str:
 
 def _thin(values: Sequence[float]) -> list[float]:
     """At most ``_POINTS`` of the values, spread evenly, the first and the last among them."""
-    places = spread(len(values), _POINTS)
-    return [values[place] for place in places]
+    indices = spread(len(values), _POINTS)
+    return [values[index] for index in indices]
 
 
 def _throughput(runs: dict[str, Run]) -> Rows:

@@ -180,7 +180,7 @@ def join_world(alone: bool = False) -> Iterator[World]:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if here == size:
         store = dist.PrefixStore(f"attempt-{restarts}", store)
-    # NCCL requires a GPU per process at once. With fewer, ``set_device`` raises a better message, or the run is on the CPU.
+    # NCCL requires a GPU per process at once. With fewer, ``set_device`` raises a better message, or the CPU is used.
     nccl = torch.cuda.is_available() and dist.is_nccl_available() and torch.cuda.device_count() >= here
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
     world = World(

@@ -19,8 +19,8 @@ PROTOCOLS = {
 
 def find_protocol(name: str) -> type[EvaluationProtocol]:
     """The class of one of ``PROTOCOLS`` or at ``package.module:NAME``. Raises UserError as ``find_part``."""
-    places = {name: f"{__name__}.{name}:{member}" for name, member in PROTOCOLS.items()}
-    return find_part("--protocol", name, places, EvaluationProtocol)
+    import_paths = {name: f"{__name__}.{name}:{member}" for name, member in PROTOCOLS.items()}
+    return find_part("--protocol", name, import_paths, EvaluationProtocol)
 
 
 def build_protocol(name: str, overrides: Sequence[str] = ()) -> EvaluationProtocol:
