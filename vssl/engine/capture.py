@@ -12,7 +12,7 @@ __all__ = ["CapturedStep"]
 
 
 class CapturedStep:
-    """Runs ``step`` directly for ``warm_up_calls(distributed)`` full batches, and from then on replays a graph of it.
+    """Runs ``step`` directly for ``warm_up_calls(distributed)`` full batches, then replays a graph of it.
 
     The warm-up steps train too. A batch of another size (the last of an epoch with
     ``data.drop_last=false``) is never captured: it runs directly.

@@ -1,4 +1,4 @@
-"""Compile the step; where that fails, run it eager and say why."""
+"""Compile the step; if that fails, run it eager and report the reason."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""``Config``, all options together, and what ``null`` in it means."""
+"""``Config``, all options together, and the meaning of ``null`` in it."""
 
 import dataclasses
 from collections.abc import Sequence

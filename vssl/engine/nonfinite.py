@@ -9,7 +9,7 @@ __all__ = ["Watch"]
 class Watch:
     """Counts the steps whose loss or gradient was not finite, and keeps the number and the batch of the first.
 
-    ``note`` works in place without a host sync, so that it can be part of a captured step; ``read`` needs a sync.
+    ``note`` works in place without a host sync and can be part of a captured step; ``read`` needs a sync.
 
     Args:
         images: number of images of a batch on this process.

@@ -42,7 +42,7 @@ class Update(NamedTuple):
 class _Learners(nn.Module):
     """Everything that is trained, in one module: DistributedDataParallel needs one call before each backward pass.
 
-    ``compute`` is what a call does: ``loss``, or a compiled version of it.
+    A call runs ``compute``: ``loss``, or a compiled version of it.
     """
 
     def __init__(self, method: Method, probe: OnlineProbe | None) -> None:
@@ -146,7 +146,7 @@ class TrainStep:
         return unused
 
     def set_views(self, make_views: MakeViews) -> None:
-        """From now on make the views with another function; nothing is compiled then."""
+        """From now on make the views with another function, and run eager."""
         self._plain_views = make_views
         self.eager()
 
@@ -164,7 +164,7 @@ class TrainStep:
         decomposition.decompositions.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
         decomposition.fast_random_decomps.cache_clear()  # a copy of the table, if something was compiled before
         self._learners.compute = torch.compile(self._learners.loss, fullgraph=True, dynamic=False)
-        # On a GPU a value that took 30 operations is usually written and read again; to compute 60 anew is faster.
+        # Inductor usually stores a value that took 30 operations. On a GPU computing up to 60 again is faster.
         options = {"realize_opcount_threshold": 60} if self.epoch.is_cuda else None
         self._make_views = torch.compile(self._plain_views, fullgraph=True, dynamic=False, options=options)
 
@@ -229,7 +229,7 @@ class TrainStep:
     def micro_batches(self, batch: Batch) -> list[tuple[Tensor, ...]]:
         """The parts of a batch, as ``Batch``, whose gradients a step accumulates.
 
-        Every n-th image is in the same one: so they are the same images however many processes share the batch.
+        Every n-th image is in the same part: the parts are the same for any number of processes.
         """
         count = min(self.config.train.accumulate, len(batch.index))
         return [tuple(part[first::count] for part in batch) for first in range(count)]
@@ -237,7 +237,7 @@ class TrainStep:
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
-            optimizer.zero_grad()  # backward then writes each gradient without adding it to zeros
+            optimizer.zero_grad()  # backward then writes each gradient instead of adding it to zeros
         totals: list[Tensor] = []
         micros = self.micro_batches(batch)
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
@@ -260,7 +260,7 @@ class TrainStep:
         return self._make_views(pixels, size, index, self.epoch)
 
     def keys(self, index: Tensor) -> Keys:
-        """What the randomness of a step on the images ``index``, int64 [B], depends on."""
+        """The keys of all randomness in a step on the images ``index``, int64 [B]."""
         return Keys(self._seed, self.epoch, self.step, index, self._view)
 
     @torch.no_grad()
@@ -289,7 +289,7 @@ class TrainStep:
         return Update(good, norm)
 
     def state_dict(self) -> dict:
-        """Everything that a resumed run needs; see ``load_state_dict``."""
+        """The whole state for a resumed run; see ``load_state_dict``."""
         state = {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 __all__ = ["TimeBudget"]
 
-_SHARE = 0.9  # of the time; the rest is for what varies, and for the last checkpoint
+_SHARE = 0.9  # of the time; the rest covers variations and the last checkpoint
 _SETTLE, _MEASURE = 10, 3  # steps, at least; a slow step needs fewer to settle
 
 

@@ -55,7 +55,7 @@ def parameter_groups(
 
 
 def _weights(module: nn.Module) -> Iterator[_Weight]:
-    """Every weight that is trained, with its kind. What is not called a weight is an embedding, a token or a scale."""
+    """Every weight that is trained, with its kind. Parameters not named weight are embeddings, tokens or scales."""
     parts = dict(module.named_modules())
     plain, classifiers = _named_by(parts, "no_weight_decay"), _named_by(parts, "classifier_weights")
     for name, weight in module.named_parameters():
@@ -86,7 +86,7 @@ def _scales(backbone: nn.Module, options: OptimOptions) -> dict[int, float]:
 
 
 def layer_depths(backbone: nn.Module) -> dict[str, int]:
-    """How many layers lie above each weight's, by name; 0: it is in the last layer.
+    """The number of layers above each weight's own, by name; 0: it is in the last layer.
 
     The layers are timm's own, if the network has its ``group_matcher`` (each block of a ViT; final norms with the last
     layer); else, as in torchvision's ResNets, the stem and ``layer1``, ``layer2``, ...

@@ -1,4 +1,4 @@
-"""What the processes of a run exchange in a step, and what that costs."""
+"""The exchanges between the processes of a run in a step, and their cost."""
 
 from collections.abc import Callable
 

@@ -84,7 +84,7 @@ def _figures(runs: dict[str, Run]) -> Rows:
 
 
 def _hits(hits: Tensor | None, others: Tensor | None) -> list[str]:
-    """The share of hits and how much larger it is than that of ``others``, bool [N]; None: does not exist."""
+    """The share of hits and its difference to that of ``others``, bool [N]; None if there are none."""
     gain = _NONE if hits is None or others is None else str(difference(hits, others))
     return [_NONE if hits is None else str(share(hits)), gain]
 

@@ -1,4 +1,4 @@
-"""What the page shows of a run's images: neighbours, map, certainty, views."""
+"""The sections of the page about a run's images: neighbours, map, certainty, views."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _COLOURS = 20  # classes with a colour of their own
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Some images, each with those that the trained network finds most similar."""
+    """Some images, each with its nearest neighbours by the trained network."""
 
     labelled: bool
     same: int  # neighbours of the query's class
@@ -73,7 +73,7 @@ class Shown:
 
 
 def show_images(run: Run) -> Shown:
-    """What the page shows of a run's images."""
+    """The sections of the page about a run's images."""
     measured = run.measured
     return Shown(_neighbours(measured), _map(measured), _certainty(run), _views(measured))
 

@@ -16,7 +16,7 @@ from vssl.runtime.graphs import release_graphs
 
 __all__ = ["World", "join_world"]
 
-_FAREWELL = timedelta(seconds=20)  # how long a failing process waits until the others know of it
+_FAREWELL = timedelta(seconds=20)  # how long a failing process waits for the others to notice
 
 
 class _PeerFailedError(Exception):
@@ -30,8 +30,8 @@ class _PeerFailedError(Exception):
 class World:
     """This process and its place among those of the run. ``World()`` is a single process, which exchanges nothing.
 
-    Decisions of the host (stop, failure) use a gloo group of their own. So the device's queue never waits for them, and
-    a failing process can report it whatever the others are doing. All methods but ``set_device`` and ``fail`` are
+    Decisions of the host (stop, failure) use their own gloo group: the device's queue never waits for them, and a
+    failing process can report it whatever the others are doing. All methods but ``set_device`` and ``fail`` are
     collective: every process calls them in the same order. ``agree`` and the methods that call it end this process
     quietly when another one has failed.
 
@@ -69,7 +69,7 @@ class World:
             torch.cuda.set_device(self.local_rank)
 
     def agree(self, signal: int = 0) -> int:
-        """Wait for every process and return the greatest of their ``signal``s, so that all react at the same step."""
+        """Wait for every process and return the greatest ``signal``; all processes then react at the same step."""
         if not self.distributed:
             return signal
         signal, user_error, crash = self._vote(signal, 0, 0)
@@ -175,8 +175,8 @@ def join_world(alone: bool = False) -> Iterator[World]:
         return
     store, rank, _ = next(dist.rendezvous("env://")) if size > 1 else (dist.HashStore(), 0, 1)
     # torchrun keeps one store for all its attempts, which still holds the addresses of dead processes: each attempt
-    # needs its own prefix. Every machine's torchrun counts restarts for itself, so that the count is a common name
-    # only on a single machine.
+    # needs its own prefix. Every machine's torchrun counts restarts for itself: the count is a common name only on a
+    # single machine.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if here == size:
         store = dist.PrefixStore(f"attempt-{restarts}", store)
