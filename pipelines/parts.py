@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 
 __all__ = ["OWN", "find_part", "is_own", "must_be"]
 
-OWN = "package.module:NAME"  # how messages and bounds write the import path of a part outside this project
+OWN = "package.module:NAME"  # stands for the import path of a user's part in messages and bounds
 
 
 def is_own(name: object) -> bool:

@@ -1,6 +1,6 @@
 """Colour operations on whole batches; every image has its own parameters.
 
-Images are three planes (red, green, blue), float32 [N, H, W] in [0, 1], so that a compiler can fuse a chain of
+Images are three planes (red, green, blue), float32 [N, H, W] in [0, 1], which lets a compiler fuse a chain of
 operations into one pass over the pixels. Parameters have the shape [N, 1, 1]. Given the same parameters, every
 operation equals the function of the same name in ``torchvision.transforms.v2.functional`` on float images.
 """

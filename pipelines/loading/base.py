@@ -1,4 +1,4 @@
-"""What all loaders share: order and state, the canvas, the copy to the device."""
+"""Shared by all loaders: order and state, the canvas, the copy to the device."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -123,7 +123,7 @@ class BaseLoader(ABC):
         return min(split.max_height, self._data.canvas), min(split.max_width, self._data.canvas)
 
     def _to_device(self, batch: Batch) -> Batch:
-        """Copy what is not on the device yet, on a separate stream: the current step goes on, the next one waits.
+        """Copy tensors to the device on a separate stream: the current step goes on, the next one waits.
 
         No memory is overwritten too early. Torch's caching allocator reuses pinned memory only after the non-blocking
         copy from it has finished, and device memory marked by ``record_stream`` only after the step has used it.

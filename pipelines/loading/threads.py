@@ -1,4 +1,4 @@
-"""How many threads a loader uses, and how many torch uses beside them."""
+"""The number of threads of a loader, and of torch beside it."""
 
 import contextlib
 import os

@@ -24,7 +24,7 @@ from vssl.runtime.device import resolve_device
 __all__ = ["SMOKE", "LeftOut", "Step", "StepFailed", "build_steps", "measure", "prepare", "run_step"]
 
 LIMIT = 540.0  # seconds that the longest step may take
-TRAINING = 360.0  # of these for the epochs of a training; the rest is for starting, compiling and evaluating
+TRAINING = 360.0  # seconds for the epochs of a training; the rest is for starting, compiling and evaluating
 MOST_EPOCHS = 200
 _EAGER = "torch.compile failed"  # start of the warning that the step runs eager, with poor figures
 _GRACE = 30  # seconds to end in after SIGTERM
@@ -133,7 +133,7 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
 
 
 def prepare(smoke: bool) -> None:
-    """Pack what the steps read: random pixels and, for ``smoke``, the digits as pixels and as JPEGs."""
+    """Pack the data sets of the steps: random pixels and, for ``smoke``, the digits as pixels and as JPEGs."""
     if smoke:
         shutil.rmtree(SMOKE, ignore_errors=True)
         options = {"resident": (), "ffcv": ("--quality", "90"), "dali": ("--quality", "90")}

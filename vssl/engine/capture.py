@@ -32,7 +32,7 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
-        """Whether the graph exists, so that full batches are replayed."""
+        """Whether the graph exists and full batches are replayed."""
         return self._graph is not None
 
     def __call__(self, batch: Batch) -> None:
@@ -45,7 +45,7 @@ class CapturedStep:
             torch._foreach_copy_(list(self._static), list(batch))
             self._graph.replay()
             return
-        # On the capture's stream, so that the gradients are allocated on it.
+        # On the capture's stream, to allocate the gradients on it.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self.step(batch)

@@ -30,7 +30,7 @@ class Watch:
         self.bad_steps += ~good
 
     def read(self) -> tuple[int, int]:
-        """How many steps were bad since the last reading, and which was the first (counted from 1; 0: none). ``index``
+        """The number of bad steps since the last reading, and the first of them (counted from 1; 0: none). ``index``
         stays until the next bad step."""
         bad, first = torch.stack([self.bad_steps, self.first]).tolist()
         for counter in (self.steps, self.bad_steps, self.first):

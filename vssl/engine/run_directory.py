@@ -84,5 +84,5 @@ class RunDirectory:
         write_json(self.path / "environment.json", environment)
 
     def close(self) -> None:
-        """Release the lock, so that another process can train here."""
+        """Release the lock: another process can now train here."""
         self._lock.close()

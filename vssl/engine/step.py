@@ -40,7 +40,7 @@ class Update(NamedTuple):
 
 
 class _Learners(nn.Module):
-    """Everything that is trained, in one module: DistributedDataParallel needs one call before each backward pass.
+    """All trained modules in one: DistributedDataParallel needs one call before each backward pass.
 
     A call runs ``compute``: ``loss``, or a compiled version of it.
     """
@@ -154,8 +154,8 @@ class TrainStep:
         """Compile the augmentation into one graph, and the forward pass with the loss into another.
 
         Nothing is compiled before the first batch arrives. With several processes the forward pass becomes one graph
-        for each of DistributedDataParallel's buckets, so that it can exchange the gradients of a bucket while the
-        backward pass of the next one runs.
+        for each of DistributedDataParallel's buckets, which can exchange the gradients of a bucket during the backward
+        pass of the next one.
         """
         from torch._inductor import decomposition  # takes a second, which eager runs save
 
@@ -289,7 +289,7 @@ class TrainStep:
         return Update(good, norm)
 
     def state_dict(self) -> dict:
-        """The whole state for a resumed run; see ``load_state_dict``."""
+        """The state that a resumed run needs; see ``load_state_dict``."""
         state = {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -1,4 +1,4 @@
-"""How many steps fit into a given time (``train.minutes``)."""
+"""Plan the number of steps that fit into a given time (``train.minutes``)."""
 
 import math
 import time

@@ -148,7 +148,8 @@ class Method(nn.Module, ABC):
 
     def expect(self, images: int) -> None:
         """Prepare the norms for batches of so many images: as in the methods' papers, BatchNorm takes its statistics
-        from one view at a time. A call of the module does it too, but compiled code must not have to."""
+        from one view at a time. Each call of the module does this too; calling it beforehand keeps it out of compiled
+        code."""
         if images != self._images:
             separate_views(self, images)
             self._images = images

@@ -40,7 +40,7 @@ class ViewCounts(NamedTuple):
 
     @classmethod
     def of(cls, augment: AugmentConfig) -> "ViewCounts":
-        """Those of a config."""
+        """The counts of a config."""
         return cls(augment.views, augment.local_views or 0, augment.local_weight)
 
     @property

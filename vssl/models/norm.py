@@ -57,7 +57,7 @@ class _SharedNorm(_BatchNorm):
         return y
 
     def _views(self, x: Tensor) -> int:
-        """How many views the batch x [V * B, C, ...] holds."""
+        """The number of views in the batch x [V * B, C, ...]."""
         return 1 if self.images is None else len(x) // self.images
 
 
@@ -175,7 +175,7 @@ def _shared(norm: type) -> type:
 
 
 def adopt_norms(module: nn.Module) -> None:
-    """Convert every BatchNorm of torch or timm inside ``module``, in place, so that the functions below work on it.
+    """Convert every BatchNorm of torch or timm inside ``module``, in place, for the functions below.
 
     Norms without running statistics (LayerNorm, GroupNorm) stay as they are.
 

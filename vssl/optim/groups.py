@@ -26,11 +26,11 @@ def parameter_groups(
 ) -> list[Group]:
     """The trained weights of ``module``, by kind and by factor of the learning rate, each group in the module's order.
 
-    Kinds: ``plain`` are biases, norms, scales, position embeddings, class tokens, and what the network itself excludes
-    (``no_weight_decay()``, timm's convention): without weight decay, and without adaptation under LARS. ``decayed`` are
-    the others: matrices and kernels. With ``split_matrices`` the kind of most of these is ``matrix``; not of tables
-    of embeddings, depthwise kernels, and what a module calls a classifier (``classifier_weights()``, names of its
-    weights or patterns, as for ``no_weight_decay()``).
+    Kinds: ``plain`` are biases, norms, scales, position embeddings, class tokens, and the weights that the network
+    itself excludes (``no_weight_decay()``, timm's convention): without weight decay, and without adaptation under LARS.
+    ``decayed`` are the others: matrices and kernels. With ``split_matrices`` the kind of most of these is ``matrix``;
+    not of tables of embeddings, depthwise kernels, and the weights that a module calls a classifier
+    (``classifier_weights()``: names or patterns, as for ``no_weight_decay()``).
 
     Args:
         backbone: the part of ``module`` that ``backbone_lr_scale`` and ``layer_decay`` mean; None: neither applies.

@@ -24,8 +24,8 @@ class MuonOptions(AdamWOptions):
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Nearly the orthogonal factors U V^T of matrices U S V^T: singular values become 0.68 to 1.21, but for those that
-    were less than 1/500 of the Frobenius norm. A matrix of zeros stays one.
+    """Approximate orthogonal factors U V^T of matrices U S V^T: singular values become 0.68 to 1.21, except those below
+    1/500 of the Frobenius norm. A zero matrix stays zero.
 
     Five steps of a Newton-Schulz iteration, X <- a X + b (X X^T) X + c (X X^T)^2 X, from X = M / |M| on
     (Jordan et al., Muon: An optimizer for hidden layers, https://kellerjordan.github.io/posts/muon/).

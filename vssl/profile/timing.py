@@ -49,7 +49,7 @@ class Timer:
         return self.rates({"": call})[""]
 
     def rates(self, calls: Mapping[str, Callable[[], float]]) -> dict[str, Rate]:
-        """Time several calls, a block of each in turn, so that other work on the machine affects all alike."""
+        """Time several calls, a block of each in turn: other work on the machine then affects all alike."""
         counts = {name: self._calls_a_block(call) for name, call in calls.items()}
         blocks: dict[str, list[tuple[float, float, float]]] = {name: [] for name in calls}
         for _ in range(self.repeats):

@@ -29,7 +29,7 @@ BANK, QUERIES = 5000, 2000  # images at most
 NEIGHBOURS, _SHOWN, _VIEWED = 5, 20, 6  # neighbours per query; queries shown with them; images shown with their views
 _HELD_OUT = 0.2  # share of train that stands in for a missing val
 _PIXELS = 32  # largest side of the images that are compared by their pixels
-_SEED = 0  # selects images and draws views: the same for every run, so that runs of one data set can be compared
+_SEED = 0  # selects images and draws views; the same for every run, to compare runs on one data set
 
 NETWORKS = {
     "trained": "trained network",

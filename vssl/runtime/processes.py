@@ -78,7 +78,7 @@ class World:
         return signal
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's ``value``; what the others pass is ignored."""
+        """The first process's ``value``; the others' are ignored."""
         if not self.distributed:
             return value
         self.agree()
@@ -87,7 +87,7 @@ class World:
         return values[0]
 
     def collect(self, value: Any) -> list:
-        """What every process passes as ``value``, in the order of ranks."""
+        """The ``value`` of every process, in the order of ranks."""
         if not self.distributed:
             return [value]
         self.agree()
