@@ -1,1 +1,1 @@
-"""Data: sources, packed formats, loaders and the augmentation into views. Knows nothing of methods or training."""
+"""Data: sources, packed formats, loaders and the augmentation into views. Independent of methods and training."""

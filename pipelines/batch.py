@@ -32,10 +32,10 @@ class Views(NamedTuple):
 class Loader(Protocol):
     """Gives the batches of an epoch in the sampler's order; serves any number of epochs.
 
-    The state is (seed, epoch, batches handed out); prefetched batches do not count: ``load_state_dict`` followed by
-    ``iter`` continues with exactly the next batch. A worker's exception is raised in the caller's thread
-    with the index of the sample. Leaving an iteration early is allowed; ``close`` ends every thread and frees every
-    buffer and may be called twice.
+    The state is (seed, epoch, batches handed out); prefetched batches do not count. ``load_state_dict`` followed by
+    ``iter`` continues with exactly the next batch. A worker's exception is raised in the caller's thread with the index
+    of the sample. An iteration may be left early. ``close`` ends every thread and frees every buffer; it may be called
+    twice.
     """
 
     def __len__(self) -> int:

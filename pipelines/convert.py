@@ -23,7 +23,7 @@ from pipelines.formats import find_format
 from pipelines.formats.packed import MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
 from pipelines.formats.protocol import Writer
 from pipelines.formats.staging import staged
-from pipelines.images import ImageError, Recipe, Sample, decode, pillow_silenced, prepare
+from pipelines.images import ImageError, PackingRecipe, Sample, decode, pillow_silenced, prepare
 from pipelines.sources import load_source
 from pipelines.sources.base import Image, Source, SourceSplit, read_file
 from pipelines.sources.held_out import hold_out
@@ -93,7 +93,7 @@ def convert(
                 _refuse_unusable(loaded)
             if val_fraction is not None:
                 loaded = hold_out(loaded, val_fraction)
-            recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
+            recipe = PackingRecipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
             skipped, started = [], time.perf_counter()
             for name, split in loaded.splits.items():
                 skipped += _pack_split(split, writer(folder, name, len(split.names)), name, recipe, workers, on_error)
@@ -142,7 +142,7 @@ def _refuse_unusable(source: Source) -> None:
 
 
 def _pack_split(
-    split: SourceSplit, writer: Writer, name: str, recipe: Recipe, workers: int, on_error: str
+    split: SourceSplit, writer: Writer, name: str, recipe: PackingRecipe, workers: int, on_error: str
 ) -> list[dict[str, str]]:
     """Write a split's files; returns what was skipped."""
     skipped = [{"split": name, "file": file, "reason": reason} for file, reason in split.unusable.items()]
@@ -169,13 +169,13 @@ def _pack_split(
     return skipped
 
 
-def _prepare_chunk(recipe: Recipe, images: Iterable[Image]) -> list[Sample | str]:
+def _prepare_chunk(recipe: PackingRecipe, images: Iterable[Image]) -> list[Sample | str]:
     """Each image's sample, or why there is none."""
     with pillow_silenced():
         return [_prepare(image, recipe) for image in images]
 
 
-def _prepare(image: Image, recipe: Recipe) -> Sample | str:
+def _prepare(image: Image, recipe: PackingRecipe) -> Sample | str:
     try:
         return prepare(image if isinstance(image, (bytes, np.ndarray)) else read_file(image), recipe)
     except ImageError as error:

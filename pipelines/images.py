@@ -18,7 +18,7 @@ __all__ = [
     "DEFAULT_QUALITY",
     "TURBOJPEG",
     "ImageError",
-    "Recipe",
+    "PackingRecipe",
     "Sample",
     "decode",
     "pillow_silenced",
@@ -56,7 +56,7 @@ class Sample(NamedTuple):
     data: bytes
 
 
-class Recipe(NamedTuple):
+class PackingRecipe(NamedTuple):
     """How images become samples."""
 
     max_resolution: int | None  # longest side in pixels; larger images are scaled down
@@ -66,7 +66,7 @@ class Recipe(NamedTuple):
     keep_small_jpegs: bool = False  # JPEG files keep their bytes even where raw_pixels says otherwise
 
 
-def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
+def prepare(source: bytes | np.ndarray, recipe: PackingRecipe) -> Sample:
     """Make a sample from an image file's content or from pixels, uint8 [H, W, 3].
 
     A JPEG file that needs no change keeps its bytes.

@@ -35,8 +35,8 @@ class Bounds(NamedTuple):
 def option(default: Any, help: str, *, may_change: bool = False, path: bool = False, **bounds: Any) -> Any:
     """A field with its default, the sentence that explains it, and its bounds (the fields of ``Bounds``).
 
-    ``may_change``: a resumed run may have another value. With another value of any other option it would be another
-    run. ``path``: the text is a path, in which a leading ``~`` means the user's home. Only an empty mapping can be the
+    ``may_change``: a resumed run may have another value. Changing any other option would make it another run. ``path``:
+    the text is a path, in which a leading ``~`` means the user's home. Only an empty mapping can be the
     default of a field of type ``dict``.
     """
     metadata = {"help": help, "may_change": may_change, "path": path, "bounds": Bounds(**bounds)}

@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 
 __all__ = ["OWN", "find_part", "is_own", "must_be"]
 
-OWN = "package.module:NAME"  # how messages and bounds write the place of a part outside this project
+OWN = "package.module:NAME"  # stands for the import path of a user's part in messages and bounds
 
 
 def is_own(name: object) -> bool:
@@ -31,7 +31,7 @@ def find_part(key: str, name: str, table: Mapping[str, str], kind: type | None =
     Args:
         key: the config key or flag that gave the name, for messages.
         name: a key of ``table``, or ``package.module:NAME``, which may be in the current directory.
-        table: for each name the place ``module:member``.
+        table: for each name its import path ``module:member``.
         kind: the class that the part must be a subclass of; None: it must be callable.
 
     Raises:
@@ -46,27 +46,27 @@ def find_part(key: str, name: str, table: Mapping[str, str], kind: type | None =
     return _import_part(key, name, kind)
 
 
-def _import_part(key: str, place: str, kind: type | None) -> Any:
-    """The part at ``place``, ``module:member``; arguments and errors as in ``find_part``."""
-    module_name, _, member = place.partition(":")
+def _import_part(key: str, import_path: str, kind: type | None) -> Any:
+    """The part at ``import_path`` (``module:member``); arguments and errors as in ``find_part``."""
+    module_name, _, member = import_path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             where = "neither in the current directory nor installed"
-            raise UserError(f"{key}={place}: there is no module {error.name}, {where}") from error
-        raise UserError(f"{key}={place}: {module_name} imports {error.name}, which is not installed") from error
+            raise UserError(f"{key}={import_path}: there is no module {error.name}, {where}") from error
+        raise UserError(f"{key}={import_path}: {module_name} imports {error.name}, which is not installed") from error
     except (Exception, SystemExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{key}={place}: {module_name} cannot be imported: {what}") from error
+        raise UserError(f"{key}={import_path}: {module_name} cannot be imported: {what}") from error
     try:
         part = getattr(module, member)
     except AttributeError as error:
         near = difflib.get_close_matches(member, vars(module), n=1)
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
-        raise UserError(f"{key}={place}: {module_name} has no {member}{hint}") from error
+        raise UserError(f"{key}={import_path}: {module_name} has no {member}{hint}") from error
     if kind is None and not callable(part):
-        raise UserError(f"{key}={place}: {member} is {part!r}, which cannot be called")
+        raise UserError(f"{key}={import_path}: {member} is {part!r}, which cannot be called")
     if kind is not None and not (isinstance(part, type) and issubclass(part, kind)):
-        raise UserError(f"{key}={place}: {member} is not a subclass of {kind.__module__}.{kind.__qualname__}")
+        raise UserError(f"{key}={import_path}: {member} is not a subclass of {kind.__module__}.{kind.__qualname__}")
     return part

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pipelines.inductor_hints import stored
+from pipelines.inductor_hints import materialised
 
 __all__ = ["Draws", "normal", "uniform"]
 
@@ -41,7 +41,7 @@ def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) 
     """int64 [B]: the state from which all numbers of a sample in one stream are computed."""
     # Inductor would inline each mixer twice, so its C++ doubles per mixer: store the value. On a GPU storing costs a
     # kernel each, so do not.
-    keep = (lambda value: value) if index.is_cuda else stored
+    keep = (lambda value: value) if index.is_cuda else materialised
     state = keep(_mix(index + _GAMMA))
     for word in (seed, epoch, stream):
         salt = word * _MIX_2 + _GAMMA
@@ -65,7 +65,7 @@ def uniform(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int,
     """Uniform numbers in [0, 1), multiples of 2**-53.
 
     Args:
-        seed, epoch: integers or int64 scalars on the device of ``index`` (so that a replayed graph can change them).
+        seed, epoch: integers or int64 scalars on the device of ``index`` (which a replayed graph can change).
         index: int64 [B], the samples' positions in the packed split.
         stream: separates different uses (a view's number, the noise of an objective).
         draws: how many numbers per sample.
@@ -94,7 +94,7 @@ class Draws:
     Args:
         seed, epoch, index: as for ``uniform``.
         streams: V of them.
-        places: for some names, the position in ``uniform`` where their numbers begin. Any other name has its own block
+        offsets: for some names, the index in ``uniform`` of their first number. Any other name has its own block
             of 65,536 numbers, chosen among 2**48 by a hash of the name.
     """
 
@@ -104,15 +104,15 @@ class Draws:
         epoch: Tensor | int,
         index: Tensor,
         streams: Sequence[int],
-        places: Mapping[str, int],
+        offsets: Mapping[str, int],
     ) -> None:
         self._state = torch.stack([_state(seed, epoch, index, stream) for stream in streams], dim=1)
-        self._places = places
+        self._offsets = offsets
 
     def uniform(self, name: str, count: int = 1) -> Tensor:
         """float64 [B, V, count], as ``uniform``; ``count`` is at most 65,536."""
-        if name in self._places:
-            return _unit(_numbers(self._state, self._places[name], count))
+        if name in self._offsets:
+            return _unit(_numbers(self._state, self._offsets[name], count))
         return _unit(_numbers(self._state ^ _signed(_hash_name(name) << 16), 0, count))
 
 

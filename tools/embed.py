@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""``vssl embed`` in a checkout, where nothing need be installed."""
+"""Run ``vssl embed`` from a checkout that is not installed."""
 
 import sys
 from pathlib import Path

@@ -2,9 +2,9 @@
 """Run every measurement that needs a GPU: step by step, each in under ten minutes, into results/gpu/STEP.json.
 
 Speeds are measured on random pixels, which are packed first. Steps that need real images are left out where these are
-missing; environment variables name the packed data sets: C10 (default data/cifar10-resident) for the trainings, IN100
-(data/in100-ffcv) and IN100_DALI (data/in100-dali) for loading. A step whose file exists is skipped, so that an
-interrupted call can be continued; delete the file to measure again. A training that ran out of time continues at the
+missing. Environment variables name the packed data sets: C10 (default data/cifar10-resident) for the trainings, IN100
+(data/in100-ffcv) and IN100_DALI (data/in100-dali) for loading. A step whose file exists is skipped: call the program
+again to continue, or delete the file to measure again. A training that ran out of time continues at the
 next call.
 
 Examples:
@@ -68,7 +68,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all, in order")
     parser.add_argument(
-        "--minutes", type=positive, default=math.inf, metavar="M", help="start no step that may end later than that"
+        "--minutes", type=positive, default=math.inf, metavar="M", help="start no step that may end after M minutes"
     )
     parser.add_argument(
         "--smoke", action="store_true", help=f"a small version of every step on a CPU, into {gpu.SMOKE}"

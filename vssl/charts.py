@@ -1,4 +1,4 @@
-"""What all charts share: a figure, bars of rates, a file. They do not use pyplot, which may need a display."""
+"""Shared by all charts: a figure, bars of rates, a file. Without pyplot, which may need a display."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How a config is read, bounded, overridden and explained: a YAML file, with ``key=value`` overrides.
+"""Read, check, override and explain a config: a YAML file with ``key=value`` overrides.
 
 A config is a tree of frozen dataclasses: sections whose fields are made by ``pipelines.options.option``. This module
 works for any sections; ``vssl.engine.config`` defines those of this project.
@@ -63,7 +63,7 @@ def variants(
 
 
 def from_dict(values: dict, schema: type[Schema]) -> Schema:
-    """The config that a nested dict describes; keys that are not given keep their defaults.
+    """The config that a nested dict describes; missing keys have their defaults.
 
     Raises:
         UserError: a key does not exist (the message names the nearest one) or belongs to another variant (the message
@@ -76,7 +76,7 @@ def _read(values: dict, section: type, prefix: str, schema: type) -> Any:
     fields = {field.name: field for field in dataclasses.fields(section)}
     dependent = [name for name, field in fields.items() if field.metadata.get("implied")]
     given: dict[str, Any] = {}
-    # Read last what depends on the others, even if it is not given.
+    # Read sections that depend on others last, even if they are not given.
     for name in [*(name for name in values if name not in dependent), *dependent]:
         key, value = f"{prefix}{name}", values.get(name)
         if name not in fields:
@@ -277,7 +277,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# What PyYAML raises: ValueError for a date such as 2025-13-01 or bytes that are not UTF-8, RecursionError for [[[[...
+# PyYAML's exceptions: ValueError for a date such as 2025-13-01 or bytes that are not UTF-8, RecursionError for [[[[...
 _BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 

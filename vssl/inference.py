@@ -78,8 +78,8 @@ class Pretrained:
                 - the path of a picture, or of a folder: every picture below it, in sorted order;
                 - a PIL image;
                 - RGB pixels uint8 [H, W, 3] or [N, H, W, 3] (array or tensor).
-                Files and PIL images are converted to RGB as ``tools/convert.py`` does, images of more than
-                ``data.canvas`` pixels a side are scaled down to it, and the run's evaluation transform (centre square,
+                Files and PIL images are converted to RGB as ``tools/convert.py`` does, images longer than
+                ``data.canvas`` pixels are scaled down to it, and the run's evaluation transform (centre square,
                 resize, normalise) is applied. Or one array or tensor of floats [N, 3, S, S], already normalised as by
                 ``Augment.evaluate``.
             batch_size: images per forward pass; no more than a few batches are decoded at a time. None: the run's.
@@ -87,7 +87,7 @@ class Pretrained:
         Raises:
             UserError: there is no variance (the method is not VSSL, or only a backbone was loaded); a picture is
                 missing or damaged, or a folder holds none: the message names it.
-            ValueError: images of another kind, shape or dtype, or none.
+            ValueError: images of another kind, shape or dtype, or no image.
         """
         method = self.trained_method()
         parts = [method.posterior(self.backbone(batch)) for batch in self._batches(images, batch_size)]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.augment.operation import Operation, Planes, choose, flatten_views
-from pipelines.inductor_hints import stored, stored_as_half
+from pipelines.inductor_hints import materialised, materialised_as_half
 from pipelines.rng import Draws
 
 __all__ = ["GaussianBlur", "blur_planes", "gaussian_blur", "most_chosen"]
@@ -42,8 +42,8 @@ class GaussianBlur(Operation):
     def _blur_view(self, images: Tensor, sigma: Tensor, probability: float) -> Tensor:
         """Blur the images, of [B, 3, S, S], whose sigma [B] is not 0.
 
-        Only ``most_chosen`` images pass through the filter: those with the largest sigma. If more were ever chosen, the
-        rest would stay sharp.
+        Only ``most_chosen`` images pass through the filter: those with the largest sigma. If more were chosen, the rest
+        would stay sharp.
         """
         if probability == 0:
             return images
@@ -87,14 +87,14 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float = math.inf) -> T
 
 
 def blur_planes(planes: Planes, sigma: Tensor, largest: float = math.inf) -> Planes:
-    """``gaussian_blur`` of planes [N, S, S] in the form that, compiled for a GPU, moves the fewest bytes.
+    """``gaussian_blur`` of planes [N, S, S], written to move the fewest bytes when compiled for a GPU.
 
-    All images pass through the filter: to sort out those that stay sharp would move more bytes than it saves.
+    All images are filtered: sorting out those that stay sharp would move more bytes than it saves.
     """
-    kernel = stored(_kernel(sigma, planes[0].shape[-1], largest))
-    planes = tuple(stored_as_half(plane) for plane in planes)
+    kernel = materialised(_kernel(sigma, planes[0].shape[-1], largest))
+    planes = tuple(materialised_as_half(plane) for plane in planes)
     for axis in (2, 1):
-        planes = tuple(stored_as_half(_filter(plane, kernel, axis)) for plane in planes)
+        planes = tuple(materialised_as_half(_filter(plane, kernel, axis)) for plane in planes)
     return planes
 
 
@@ -122,7 +122,7 @@ def _kernel(sigma: Tensor, side: int, largest: float) -> Tensor:
 def _convolve(images: Tensor, kernel: Tensor, axis: int) -> Tensor:
     """Filter [N, C, H, W] along an axis, without padding. Every image has its own symmetric kernel, [N, K], K odd."""
     count, taps = kernel.shape
-    if torch.compiler.is_compiling():  # fused into one pass over the pixels; without a compiler this takes K passes
+    if torch.compiler.is_compiling():  # fused into one pass over the pixels; without a compiler it takes K passes
         length = images.shape[axis] - taps + 1
         shifted = [images.narrow(axis, k, length) for k in range(taps)]
         weights, middle = kernel[:, :, None, None, None].unbind(dim=1), taps // 2

@@ -1,6 +1,6 @@
 """Colour operations on whole batches; every image has its own parameters.
 
-Images are three planes (red, green, blue), float32 [N, H, W] in [0, 1], so that a compiler can fuse a chain of
+Images are three planes (red, green, blue), float32 [N, H, W] in [0, 1], which lets a compiler fuse a chain of
 operations into one pass over the pixels. Parameters have the shape [N, 1, 1]. Given the same parameters, every
 operation equals the function of the same name in ``torchvision.transforms.v2.functional`` on float images.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.augment.operation import Operation, Planes, choose, flatten_views
-from pipelines.inductor_hints import stored_as_half
+from pipelines.inductor_hints import materialised_as_half
 from pipelines.rng import Draws
 
 __all__ = [
@@ -36,7 +36,7 @@ _SOLARIZE_THRESHOLD = 128 / 255
 class Jitter(NamedTuple):
     """Parameters of the colour jitter. None: the recipe does not vary it. A view not chosen gets neutral values."""
 
-    order: Tensor  # int64 [B, V, 4], the place (0 to 3) of brightness, contrast, saturation and hue
+    order: Tensor  # int64 [B, V, 4], the position (0 to 3) of brightness, contrast, saturation and hue
     brightness: Tensor | None  # float32 [B, V], factor; neutral: 1
     contrast: Tensor | None  # float32 [B, V], factor; neutral: 1
     saturation: Tensor | None  # float32 [B, V], factor; neutral: 1
@@ -164,12 +164,12 @@ def colour_jitter(
     """Torchvision's ``ColorJitter``; every image has its own order. Factors of 1 and a shift of 0 change nothing.
 
     All images pass through one fixed sequence that contains every order: brightness, saturation and brightness again,
-    once before and once after contrast, and all of that once before and once after hue. An image takes each operation
-    at only one of its places; at the others its factor is 1. Hue is computed once and contrast at most twice, because
-    they are costly (hue needs much arithmetic, contrast a mean over the image).
+    once before and once after contrast, and all of that once before and once after hue. Each operation changes an image
+    at only one of its positions; at the others its factor is 1. Hue is computed once and contrast at most twice,
+    because they are costly (hue needs much arithmetic, contrast a mean over the image).
 
     Args:
-        order: int64 [N, 1, 1, 4], the place (0 to 3) of brightness, contrast, saturation and hue.
+        order: int64 [N, 1, 1, 4], the position (0 to 3) of brightness, contrast, saturation and hue.
         brightness, contrast, saturation, hue: [N, 1, 1], or None for an operation that no image takes.
     """
     if contrast is None:
@@ -191,9 +191,9 @@ def jitter_with_one_mean(
     saturation: Tensor | None,
     hue: Tensor | None,
 ) -> Planes:
-    """``colour_jitter`` in the form that, compiled for a GPU, moves the fewest bytes: means first, then the result.
+    """``colour_jitter``, written to move the fewest bytes when compiled for a GPU: means first, then the result.
 
-    Each image's contrast is adjusted in only one of the two places, so the first pass can compute both means.
+    Each image's contrast is adjusted at only one of the two positions, so the first pass can compute both means.
     """
     grays: list[Tensor] = []
 
@@ -207,7 +207,7 @@ def jitter_with_one_mean(
     _sequence(planes, order, brightness, saturation, hue, note)
     mean = sum(grays).mean(dim=(1, 2), keepdim=True)
     # Read the planes again: keeping what the first pass computed would move more bytes.
-    planes = tuple(stored_as_half(plane) for plane in planes)
+    planes = tuple(materialised_as_half(plane) for plane in planes)
     return _sequence(planes, order, brightness, saturation, hue, adjust)
 
 
@@ -219,7 +219,8 @@ def _sequence(
     hue: Tensor | None,
     contrast: Callable[[Planes, Tensor], Planes] | None,
 ) -> Planes:
-    """The sequence of ``colour_jitter``. ``contrast`` gets the planes and which images take it here, bool [N, 1, 1]."""
+    """The sequence of ``colour_jitter``. ``contrast`` gets the planes and a mask of the images adjusted here, bool [N,
+    1, 1]."""
     b, c, s, h = order.unbind(dim=-1)
     last = 4
     c, h = (last if contrast is None else c), (last if hue is None else h)
@@ -240,5 +241,5 @@ def _sequence(
 
 
 def solarize(planes: Planes, chosen: Tensor) -> Planes:
-    """Invert what is at least 128/255 in the images where ``chosen`` (bool [N, 1, 1])."""
+    """Invert values of at least 128/255 in the images where ``chosen`` (bool [N, 1, 1])."""
     return tuple(torch.where(chosen & (plane >= _SOLARIZE_THRESHOLD), 1 - plane, plane) for plane in planes)

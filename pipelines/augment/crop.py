@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipelines.inductor_hints import stored, stored_as_half
+from pipelines.inductor_hints import materialised, materialised_as_half
 
 __all__ = ["CROP_DRAWS", "centre_boxes", "crop_resize", "pixel_boxes", "sample_crops"]
 
 _ATTEMPTS = 10
-CROP_DRAWS = 2 * _ATTEMPTS + 2  # uniform numbers that a crop takes: area and aspect of every attempt, top, left
+CROP_DRAWS = 2 * _ATTEMPTS + 2  # uniform numbers per crop: area and aspect of every attempt, top, left
 
 
 def sample_crops(numbers: Tensor, size: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -83,9 +83,9 @@ def crop_resize(
 ) -> Tensor:
     """Cut boxes out of images and resize them, antialiased, as torchvision's ``resized_crop`` on float tensors.
 
-    Separable resampling with a fixed number of taps per pixel, enough for the largest possible box. So no shape
-    depends on the boxes, and the work grows with the size of the result, not with the canvas (as it would with weight
-    matrices). Bicubic results outside [0, 1] are clipped, as in 8-bit images. On a GPU each of the two passes rounds
+    Resamples separably with a fixed number of taps per pixel, enough for the largest possible box. No shape depends on
+    the boxes. The work grows with the size of the result, not with the canvas (as it would with weight matrices).
+    Bicubic results outside [0, 1] are clipped, as in 8-bit images. On a GPU each of the two passes rounds
     its result to float16.
 
     Args:
@@ -110,12 +110,12 @@ def crop_resize(
 
     if pixels.is_cuda:  # computed once for every row and column, not once for every pixel of the result
         rows, columns, row_weights, column_weights = map(
-            stored, (rows.int(), columns.int(), row_weights, column_weights)
+            materialised, (rows.int(), columns.int(), row_weights, column_weights)
         )
     image = torch.arange(count, device=pixels.device).repeat(views)[:, None]
     planar = pixels.permute(0, 1, 3, 2)
     lines = _weighted_sum(lambda row: planar[image, row].float(), rows, row_weights[..., None, None] / 255)
-    lines = stored_as_half(lines)
+    lines = materialised_as_half(lines)
     shape = (views * count, side, 3, side)
     result = _weighted_sum(
         lambda column: lines.gather(-1, column[:, None, None].expand(shape).long()),
@@ -124,7 +124,7 @@ def crop_resize(
     )
     if interpolation == "bicubic":
         result = result.clamp(0, 1)
-    return stored_as_half(result).permute(0, 2, 1, 3)
+    return materialised_as_half(result).permute(0, 2, 1, 3)
 
 
 def _taps(start: Tensor, length: Tensor, limit: int, side: int, interpolation: str) -> tuple[Tensor, Tensor]:

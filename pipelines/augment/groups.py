@@ -9,7 +9,7 @@ from pipelines.errors import UserError
 
 __all__ = ["FIRST_LOCAL_VIEW", "ViewGroup", "at_side", "complete", "view_groups"]
 
-FIRST_LOCAL_VIEW = 500  # so that another number of full views does not change the random numbers of local views
+FIRST_LOCAL_VIEW = 500  # keeps the random numbers of local views independent of the number of full views
 
 
 @dataclass(frozen=True)

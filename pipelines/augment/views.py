@@ -21,8 +21,8 @@ __all__ = ["OPERATIONS", "Augment", "pixel_boxes"]
 # The colour operations of a view, in the order in which they are applied.
 OPERATIONS: tuple[type[Operation], ...] = (ColourJitter, Grayscale, GaussianBlur, Solarize)
 
-# Where the random numbers of these names begin: fixed, so that recorded runs can be repeated. New names need no entry.
-_PLACES = {
+# Where the random numbers of these names begin: fixed, to repeat recorded runs. New names need no entry.
+_OFFSETS = {
     "crop": 0,
     "jitter amounts": 22,
     "jitter order": 26,
@@ -105,7 +105,7 @@ class Augment:
     def _sample_group(
         self, group: ViewGroup, seed: Tensor | int, epoch: Tensor | int, index: Tensor, size: Tensor | None
     ) -> dict[str, Any]:
-        draws = Draws(seed, epoch, index, streams=group.numbers, places=_PLACES)
+        draws = Draws(seed, epoch, index, streams=group.numbers, offsets=_OFFSETS)
         params: dict[str, Any] = {}
         if size is not None:
             params["crop"] = pixel_boxes(self._sample_crops(group, draws, size), size)
@@ -120,7 +120,7 @@ class Augment:
             float32 [B, V, 4]: top, left, height, width as fractions of the image; ``pixel_boxes`` gives the pixels.
         """
         full = self.groups[0]
-        return self._sample_crops(full, Draws(seed, epoch, index, streams=full.numbers, places=_PLACES), size)
+        return self._sample_crops(full, Draws(seed, epoch, index, streams=full.numbers, offsets=_OFFSETS), size)
 
     def _sample_crops(self, group: ViewGroup, draws: Draws, size: Tensor) -> Tensor:
         return sample_crops(draws.uniform("crop", CROP_DRAWS), size, group.scale, self.config.ratio)
@@ -172,7 +172,7 @@ class Augment:
         if self.needs_whole_images:
             raise ValueError(f"views of {[group.count for group in self.groups]} need whole images, not ready crops")
         if pixels.shape[2:4] != (self.image_size, self.image_size):
-            raise ValueError(f"an image's crops must have {self.image_size} pixels a side, not {pixels.shape[2:4]}")
+            raise ValueError(f"an image's crops must have {self.image_size} pixels per side, not {pixels.shape[2:4]}")
         planes = (pixels.transpose(0, 1).flatten(0, 1) / 255).unbind(dim=-1)
         if flip is None:
             return planes

@@ -1,4 +1,4 @@
-"""A CRC-32 of every sample, in ``{split}-crc32.npy``: what was packed is what is trained on.
+"""A CRC-32 of every sample, in ``{split}-crc32.npy``, to train on exactly the samples that were packed.
 
 Without it damage would go unnoticed: libjpeg decodes most damaged JPEG data to a wrong picture without an error, and a
 changed pixel, label or size looks like any other.
@@ -52,7 +52,7 @@ class Checksums:
         self._checked = np.frombuffer(mmap.mmap(-1, len(labels)), np.bool_)
 
     def unchecked(self, index: np.ndarray) -> np.ndarray:
-        """Those of the samples int64 [B] that have not been compared yet."""
+        """The samples among int64 [B] that have not been compared yet."""
         return index[~self._checked[index]]
 
     def check(self, index: int, stored: bytes | np.ndarray, path: Path) -> None:

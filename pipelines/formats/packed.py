@@ -51,7 +51,7 @@ class Packed:
     dir: Path
     format: str  # one of ``formats.FORMATS``
     dataset: str
-    classes: tuple[str, ...]  # the place is the label; empty: no labels
+    classes: tuple[str, ...]  # a class's index is its label; empty: no labels
     splits: dict[str, Split]  # train, and val if there is one
     options: dict[str, float | None]  # max_resolution and quality, as given; val_fraction if it was given
 

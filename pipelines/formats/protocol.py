@@ -1,4 +1,4 @@
-"""What a packed format offers: a module that has the members of ``Format``. Importing it loads no torch."""
+"""The interface of a packed format: a module with the members of ``Format``. Importing it loads no torch."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

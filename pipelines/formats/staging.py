@@ -71,7 +71,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise busy from None
         except OSError:
-            pass  # some network file systems have no locks: conversion goes on there, without this protection
+            pass  # some network file systems have no locks: convert there without this protection
         if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
             raise busy  # the other conversion has just finished and renamed the folder
         yield

@@ -1,4 +1,4 @@
-"""What all loaders share: order and state, the canvas, the copy to the device."""
+"""Shared by all loaders: order and state, the canvas, the copy to the device."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -127,7 +127,7 @@ class BaseLoader(ABC):
         return min(split.max_height, self._data.canvas), min(split.max_width, self._data.canvas)
 
     def _to_device(self, batch: Batch) -> Batch:
-        """Copy what is not on the device yet, on a separate stream: the current step goes on, the next one waits.
+        """Copy tensors to the device on a separate stream: the current step goes on, the next one waits.
 
         No memory is overwritten too early. Torch's caching allocator reuses pinned memory only after the non-blocking
         copy from it has finished, and device memory marked by ``record_stream`` only after the step has used it.
@@ -152,10 +152,11 @@ def fit_canvas(sizes: np.ndarray, canvas: int) -> np.ndarray:
 
 
 def each_sample(index: np.ndarray, work: Callable[[int, int], None]) -> None:
-    """Call ``work(place in the batch, sample)`` for each; an exception other than ``UserError`` names the sample."""
-    for place, sample in enumerate(index.tolist()):
+    """Call ``work(position in the batch, sample)`` for each sample; an exception other than ``UserError`` names the
+    sample."""
+    for position, sample in enumerate(index.tolist()):
         try:
-            work(place, sample)
+            work(position, sample)
         except UserError:
             raise
         except Exception as error:

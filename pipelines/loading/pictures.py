@@ -44,9 +44,9 @@ def each_picture(images: Any) -> Iterator[Picture]:
         UserError: a folder cannot be listed or holds no picture.
         ValueError: anything else.
     """
-    for place, content in enumerate(_flatten(images)):
+    for position, content in enumerate(_flatten(images)):
         name = content if isinstance(content, str) else getattr(content, "filename", "")
-        yield Picture(name or f"images[{place}]", content)
+        yield Picture(name or f"images[{position}]", content)
 
 
 def _flatten(images: Any) -> Iterator[Any]:
@@ -70,7 +70,7 @@ def _flatten(images: Any) -> Iterator[Any]:
 def decode_ahead(
     pictures: Iterable[Picture], batch_size: int, data: DataConfig
 ) -> Generator[list[tuple[str, np.ndarray | ImageError]]]:
-    """Decode pictures on threads while the caller works on those before: never more than a few batches are in memory.
+    """Decode pictures on threads while the caller works on earlier ones; only a few batches are in memory at a time.
 
     Args:
         pictures: an iterator's next picture is taken only when its decoding starts.
@@ -85,15 +85,15 @@ def decode_ahead(
         def start(batch: list[Picture]) -> tuple[list, list[Future]]:
             results: list[Any] = [None] * len(batch)
 
-            def work(place: int) -> None:
-                results[place] = batch[place].name, _pixels(batch[place].content, data.canvas)
+            def work(position: int) -> None:
+                results[position] = batch[position].name, _pixels(batch[position].content, data.canvas)
 
             futures = []
-            for place, picture in enumerate(batch):
+            for position, picture in enumerate(batch):
                 if isinstance(picture.content, str):
-                    futures.append(threads.submit(work, place))
+                    futures.append(threads.submit(work, position))
                 else:
-                    work(place)  # an array costs less than a task; two threads must not load the same PIL image
+                    work(position)  # an array costs less than a task; two threads must not load the same PIL image
             return results, futures
 
         pictures = iter(pictures)

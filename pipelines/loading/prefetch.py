@@ -54,7 +54,7 @@ def run_ahead(
 
 
 class BufferPool:
-    """uint8 tensors of one shape, whose memory is reused when the last tensor or array that shares it is gone.
+    """Gives uint8 tensors of one shape, and reuses their memory once no tensor or array shares it.
 
     Fresh memory for every batch would cost page faults: several percent of the decoding time.
     """

@@ -103,9 +103,9 @@ class _Crops(_Batches):
         side = [self._side, self._side]
         pixels = torch.empty((len(index), 2, *side, 3), dtype=torch.uint8)
 
-        def draw(place: int, sample: int) -> None:
+        def draw(position: int, sample: int) -> None:
             image = self._image(sample)
-            for view, box in zip(pixels[place], boxes[place], strict=True):
+            for view, box in zip(pixels[position], boxes[position], strict=True):
                 crop = functional.resized_crop(image, *box, side, interpolation=self._interpolation, antialias=True)
                 view.copy_(crop.permute(1, 2, 0))
 
@@ -124,10 +124,10 @@ class _WholeImages(_Batches):
         size = fit_canvas(self._reader.sizes[index], self._longest)
         pixels = torch.zeros((len(index), 1, *self._shape, 3), dtype=torch.uint8)
 
-        def draw(place: int, sample: int) -> None:
-            height, width = size[place].tolist()
+        def draw(position: int, sample: int) -> None:
+            height, width = size[position].tolist()
             image = functional.resize(self._image(sample), [height, width], antialias=True)
-            pixels[place, 0, :height, :width] = image.permute(1, 2, 0)
+            pixels[position, 0, :height, :width] = image.permute(1, 2, 0)
 
         each_sample(index, draw)
         return pixels, torch.from_numpy(size)

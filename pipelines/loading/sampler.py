@@ -22,8 +22,8 @@ class Sampler:
         count: samples in the split.
         batch_size: samples per batch, over all processes.
         seed: of the permutation; >= 0.
-        rank, world_size: this process takes ``np.array_split(batch, world_size)[rank]``, so that every world size
-            sees the same global batches.
+        rank, world_size: this process takes ``np.array_split(batch, world_size)[rank]``: every world size sees the same
+            global batches.
         shuffle: False gives the packed order, for evaluation.
         drop_last: leave out the last ``count % batch_size`` samples of an epoch's permutation.
         limit: use only the first ``limit`` samples of a separate seeded shuffle, the same in every epoch; 0: all.

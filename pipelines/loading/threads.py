@@ -1,4 +1,4 @@
-"""How many threads a loader uses, and how many torch uses beside them."""
+"""The number of threads of a loader, and of torch beside it."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ __all__ = ["single_thread", "worker_count"]
 
 @contextlib.contextmanager
 def single_thread() -> Generator[None]:
-    """Let torch compute only on the calling thread. While decoders keep all cores busy, waiting for other threads costs
-    a small tensor far more time than they save. Also works as a decorator.
+    """Let torch compute only on the calling thread. While decoders keep all cores busy, a small tensor loses far more
+    time waiting for other threads than they save. Also works as a decorator.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

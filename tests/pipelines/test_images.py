@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 
 from pipelines import images
 from pipelines.errors import UserError
-from pipelines.images import ImageError, Recipe, decode, prepare
+from pipelines.images import ImageError, PackingRecipe, decode, prepare
 
-KEEP = Recipe(max_resolution=None, quality=None, raw_pixels=0, max_side=65_500)
+KEEP = PackingRecipe(max_resolution=None, quality=None, raw_pixels=0, max_side=65_500)
 
 
 def has_turbojpeg():
@@ -214,7 +214,7 @@ def test_small_images_are_stored_as_pixels():
 
 def test_quality_encodes_everything():
     data = encoded(picture(8, 8), "JPEG", quality=100)
-    sample = prepare(data, Recipe(None, 30, 64 * 64, 65_500))
+    sample = prepare(data, PackingRecipe(None, 30, 64 * 64, 65_500))
     assert sample.jpeg and sample.data != data
     assert Image.open(io.BytesIO(sample.data)).quantization[0][0] == 27  # the standard table's 16 at quality 30
 
@@ -246,7 +246,7 @@ def test_max_resolution_never_enlarges():
 def test_scaling_down_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    sample = prepare(encoded(Image.fromarray(stripes)), Recipe(16, None, 10**6, 65_500))
+    sample = prepare(encoded(Image.fromarray(stripes)), PackingRecipe(16, None, 10**6, 65_500))
     inside = np.frombuffer(sample.data, np.uint8).reshape(16, 16, 3)[:, 2:-2]
     assert np.abs(inside.astype(int) - 127).max() <= 3
 

@@ -53,7 +53,7 @@ def test_fewer_draws_are_the_first_of_more() -> None:
 
 def test_names_with_a_place_get_the_numbers_of_uniform_from_there_on() -> None:
     index = torch.arange(10)
-    draws = Draws(3, 8, index, streams=(0, 1), places={"first": 0, "later": 5})
+    draws = Draws(3, 8, index, streams=(0, 1), offsets={"first": 0, "later": 5})
     for view in (0, 1):
         expected = uniform(3, 8, index, view, 12)
         assert torch.equal(draws.uniform("first", 5)[:, view], expected[:, :5])
@@ -62,14 +62,14 @@ def test_names_with_a_place_get_the_numbers_of_uniform_from_there_on() -> None:
 
 def test_other_names_have_their_own_numbers_whatever_else_is_drawn() -> None:
     index = torch.arange(500)
-    draws = Draws(3, 8, index, streams=(0, 1), places={"fixed": 0})
+    draws = Draws(3, 8, index, streams=(0, 1), offsets={"fixed": 0})
     names = ["fixed", "fade", "fade amount", "edge", "a", "b", "ab", "ba"]
     numbers = torch.stack([draws.uniform(name, 4) for name in names])
     assert len(numbers.unique()) == numbers.numel()
     assert stats.kstest(numbers[1:].flatten(), "uniform").pvalue > 1e-4
     correlation = torch.corrcoef(numbers.flatten(2).permute(0, 2, 1).reshape(-1, 500))
     assert correlation.sub(torch.eye(len(correlation))).abs().max() < 0.25
-    alone = Draws(torch.tensor(3), torch.tensor(8), index, streams=(0, 1), places={})
+    alone = Draws(torch.tensor(3), torch.tensor(8), index, streams=(0, 1), offsets={})
     assert torch.equal(alone.uniform("edge", 2), numbers[names.index("edge"), ..., :2])
 
 
@@ -115,7 +115,7 @@ def test_compiled_numbers_are_the_same() -> None:
     index, epoch = torch.arange(70), torch.tensor(3)
 
     def draw(epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        draws = Draws(0, epoch, index, streams=(0, 1), places={"flip": 30})
+        draws = Draws(0, epoch, index, streams=(0, 1), offsets={"flip": 30})
         return torch.cat([draws.uniform("flip"), draws.uniform("fade", 37)], dim=-1)
 
     assert torch.equal(torch.compile(draw, fullgraph=True)(epoch, index), draw(epoch, index))
@@ -125,6 +125,6 @@ def test_compiled_numbers_are_the_same() -> None:
 def test_every_device_gives_the_same_numbers() -> None:
     index, epoch = torch.arange(1000), torch.tensor(3)
     assert torch.equal(uniform(0, epoch.cuda(), index.cuda(), 1, 37).cpu(), uniform(0, epoch, index, 1, 37))
-    by_name = (Draws(0, 3, where, streams=(0, 1), places={}).uniform("fade", 3) for where in (index.cuda(), index))
+    by_name = (Draws(0, 3, where, streams=(0, 1), offsets={}).uniform("fade", 3) for where in (index.cuda(), index))
     assert torch.equal(*(numbers.cpu() for numbers in by_name))
     torch.testing.assert_close(normal(0, 3, index.cuda(), 1, 36).cpu(), normal(0, 3, index, 1, 36))

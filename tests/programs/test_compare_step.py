@@ -37,7 +37,7 @@ def test_an_eager_step_is_never_called_compiled(digits, monkeypatch):
     done = compare(*TINY, "train.compile=true", "model.backbone=resnet18", f"data.dir={digits}")
     assert done.returncode == 2 and done.stderr.endswith(
         "torch.compile failed, the step runs eager: RuntimeError: no compiler here\n"
-        "error: what is called compiled would be eager: torch.compile failed, as said above\n"
+        "error: torch.compile failed, as reported above: the step would run eager\n"
     )
 
 

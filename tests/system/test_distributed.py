@@ -168,10 +168,10 @@ def test_if_compiling_fails_in_one_process_all_run_eager(config, processes, comp
 
 def test_processes_that_would_exchange_in_different_orders_run_eager(config, processes, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    rehearse = TrainStep.rehearse
+    dry_run = TrainStep.dry_run
 
     def work(world):
-        monkeypatch.setattr(TrainStep, "rehearse", lambda *a: rehearse(*a)[:: 1 - 2 * world.rank])
+        monkeypatch.setattr(TrainStep, "dry_run", lambda *a: dry_run(*a)[:: 1 - 2 * world.rank])
         trainer = Trainer(config("data.limit=64", "train.epochs=1", "train.compile=true"), None, world)
         trainer.fit()
         return trainer.train_step.compiled
@@ -287,7 +287,7 @@ def test_fewer_gpus_than_processes_is_one_line(processes, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    processes(2, lambda world: world.claim(torch.device("cuda")), codes=[2, 2])
+    processes(2, lambda world: world.set_device(torch.device("cuda")), codes=[2, 2])
     line = "error: every process needs a GPU of its own, this machine has 1: start fewer processes"
     assert processes.output(1).startswith(line) and len(processes.output(1).splitlines()) == 1
     assert processes.output(0) == ""

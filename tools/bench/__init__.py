@@ -1,1 +1,1 @@
-"""What measures the library itself: loaders and their peers, methods side by side, the step."""
+"""Measurements of the library itself: loaders and their peers, methods side by side, the step."""

@@ -24,20 +24,20 @@ from vssl.runtime.device import resolve_device
 __all__ = ["SMOKE", "LeftOut", "Step", "StepFailed", "build_steps", "measure", "prepare", "run_step"]
 
 LIMIT = 540.0  # seconds that the longest step may take
-TRAINING = 360.0  # of these for the epochs of a training; the rest is for starting, compiling and evaluating
+TRAINING = 360.0  # seconds for the epochs of a training; the rest is for starting, compiling and evaluating
 MOST_EPOCHS = 200
-_EAGER = "torch.compile failed"  # begins the line that says that the step runs eager; figures are poor then
+_EAGER = "torch.compile failed"  # start of the warning that the step runs eager, with poor figures
 _GRACE = 30  # seconds to end in after SIGTERM
 NOISE = {32: 50_000, 400: 2048}  # images of random pixels, by side: as many as CIFAR-10 has, and 1 GB
 SMOKE = Path("runs/gpu-smoke")
 
 
 class StepFailed(Exception):
-    """A step produced no figures; the message says why."""
+    """A step produced no figures; the message is the reason."""
 
 
 class LeftOut(Exception):
-    """A step was not started; the message says why."""
+    """A step was not started; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def measure(name: str, smoke: bool, results: Path, seconds: float = math.inf) ->
     """Run the step of that name, unless its result exists.
 
     Args:
-        seconds: that are left; a step that may take longer is not started.
+        seconds: the time left; a step that may take longer is not started.
 
     Returns:
         One line: what was done.
 
     Raises:
-        LeftOut: something that it needs is missing, or the time.
+        LeftOut: something that it needs is missing, or too little time is left.
         StepFailed: a command failed or took too long.
     """
     # Built for each step again, because the trainings' epochs depend on what earlier steps measured.
@@ -133,7 +133,7 @@ def build_steps(smoke: bool, results: Path) -> list[Step]:
 
 
 def prepare(smoke: bool) -> None:
-    """Pack what the steps read: random pixels and, for ``smoke``, the digits as pixels and as JPEGs."""
+    """Pack the data sets of the steps: random pixels and, for ``smoke``, the digits as pixels and as JPEGs."""
     if smoke:
         shutil.rmtree(SMOKE, ignore_errors=True)
         options = {"resident": (), "ffcv": ("--quality", "90"), "dali": ("--quality", "90")}
@@ -189,7 +189,7 @@ def run_step(step: Step) -> dict:
 
 
 def _run(words: list[str], seconds: float) -> list[str]:
-    """Run Python and show its output; returns the last lines, after those that say that it was not compiled."""
+    """Run Python and show its output; return its last lines, after all warnings that it runs eager."""
     print("python", shlex.join(words), flush=True)
     # A group of its own: the processes that a command starts must end with it, or they would disturb the next.
     process = subprocess.Popen(

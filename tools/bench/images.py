@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.convert import convert
 from pipelines.errors import UserError
 from pipelines.formats.packed import MANIFEST, Packed, open_packed
-from pipelines.images import DEFAULT_QUALITY, ImageError, Recipe, prepare
+from pipelines.images import DEFAULT_QUALITY, ImageError, PackingRecipe, prepare
 
 __all__ = ["Photographs", "Pixels", "open_pixels", "prepare_photographs"]
 
@@ -78,7 +78,7 @@ def prepare_photographs(source: Path, work: Path, count: int, max_resolution: in
 
 
 def _write_files(originals: list[Path], images: Path, count: int, max_resolution: int | None) -> None:
-    recipe = Recipe(max_resolution, DEFAULT_QUALITY if max_resolution else None, raw_pixels=0, max_side=65_500)
+    recipe = PackingRecipe(max_resolution, DEFAULT_QUALITY if max_resolution else None, raw_pixels=0, max_side=65_500)
     partial = images.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -52,7 +52,7 @@ class Candidate:
 
 
 def compare_loaders(arguments: argparse.Namespace) -> None:
-    """What ``tools/compare.py loaders`` does.
+    """Run ``tools/compare.py loaders``.
 
     Raises:
         UserError: an unknown loader, no images, or a file that cannot be written.
@@ -237,7 +237,7 @@ CANDIDATES = {
     "libjpeg-turbo, planes of YCbCr": Candidate("whole", peers.bare_planes, "turbojpeg"),
 }
 
-# Our loaders, and those that they are compared with.
+# Our loaders and their baselines.
 RATIOS = [
     ("vssl ffcv", "ffcv, two decoders"),
     ("vssl dali", "DALI, the same operators bare"),

@@ -76,7 +76,7 @@ class Pace:
 
 
 def compare_methods(arguments: argparse.Namespace) -> None:
-    """What ``tools/compare.py methods`` does.
+    """Run ``tools/compare.py methods``.
 
     Raises:
         UserError: a wrong key or arm, a folder that holds another run, a training that failed, or a
@@ -182,7 +182,7 @@ def _figures(directory: Path) -> dict:
 
 
 def measure_pace(configs: Mapping[str, Config], repeats: int, seconds: float) -> dict[str, Pace]:
-    """How fast each arm trains on this machine: a block of each in turn, each in its own process."""
+    """Measure how fast each arm trains on this machine: a block of each in turn, each in its own process."""
     with ExitStack() as closing:
         spawn = multiprocessing.get_context("spawn")
         homes = {name: closing.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for name in configs}
@@ -247,7 +247,7 @@ def _percent(mean: float | None, error: float | None, sign: str = "") -> str:
 
 
 def _paired(first: Measured, other: Measured, key: str) -> tuple[float | None, float | None]:
-    """By how much ``first`` is ahead on average over the seeds, and the standard error of that; None: not measured."""
+    """The mean lead of ``first`` over the seeds, and its standard error; None: not measured."""
     theirs = {run["seed"]: run for run in other.runs}
     pairs = [(run, theirs[run["seed"]]) for run in first.runs]
     differences = [{key: run[key] - their[key]} for run, their in pairs if key in run and key in their]

@@ -1,4 +1,4 @@
-"""What our loaders are compared with: the same libraries without our code (floors), and other loaders (peers)."""
+"""Baselines for our loaders: the same libraries without our code (floors), and other loaders (peers)."""
 
 import contextlib
 from collections.abc import Callable

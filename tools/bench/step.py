@@ -55,7 +55,7 @@ def _measure(
 
 
 def _plain_rate(rates: dict[str, Rate]) -> float:
-    """Of the plain step, in the setting of cuDNN that is the faster one for it."""
+    """The plain step's rate with its faster setting of cuDNN."""
     return max(rate.per_second for name, rate in rates.items() if name.startswith("plain"))
 
 
@@ -83,7 +83,7 @@ def describe(rates: dict[str, Rate]) -> dict[str, dict]:
 
 
 def _make_batch(config: Resolved, device: torch.device) -> tuple[Batch, Views]:
-    """A batch of the training images, and its two full views: the plain step knows no others."""
+    """A batch of the training images, and its two full views, the only ones that the plain step takes."""
     loader = training_loader(config, open_packed(config.data.dir), device, World())
     try:
         batch = next(iter(loader))
@@ -120,7 +120,7 @@ def _candidates(config: Resolved, device: torch.device, batch: Batch, views: Vie
     if device.type == "cuda" or config.train.compile:
         compiled = ours(ready=True)
         if not compile_step(compiled, batch):
-            raise UserError("what is called compiled would be eager: torch.compile failed, as said above")
+            raise UserError("torch.compile failed, as reported above: the step would run eager")
         candidates["ours, compiled"] = on_batch(compiled)
     if device.type == "cuda":
         candidates["ours, captured"] = on_batch(prepare_step(ours(ready=True), batch))

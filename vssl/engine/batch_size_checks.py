@@ -1,4 +1,4 @@
-"""What is refused before a run starts: sizes that do not fit together."""
+"""Checks before a run starts: sizes must fit together."""
 
 from pipelines.errors import UserError
 from pipelines.formats.packed import Packed

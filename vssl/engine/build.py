@@ -51,7 +51,7 @@ def open_run(config: Config, world: World) -> tuple[torch.device, Packed]:
     device = resolve_device(config.train.device)
     if config.train.deterministic and device.type == "cuda":
         repeat_bits()
-    world.claim(device)
+    world.set_device(device)
     packed = open_data(config, world)
     check_sizes(config, packed, world)
     return device, packed

@@ -12,7 +12,7 @@ __all__ = ["CapturedStep"]
 
 
 class CapturedStep:
-    """Runs ``step`` directly for ``warm_up_calls(distributed)`` full batches, and from then on replays a graph of it.
+    """Runs ``step`` directly for ``warm_up_calls(distributed)`` full batches, then replays a graph of it.
 
     The warm-up steps train too. A batch of another size (the last of an epoch with
     ``data.drop_last=false``) is never captured: it runs directly.
@@ -32,7 +32,7 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
-        """Whether the graph exists, so that full batches are replayed."""
+        """Whether the graph exists and full batches are replayed."""
         return self._graph is not None
 
     def __call__(self, batch: Batch) -> None:
@@ -45,7 +45,7 @@ class CapturedStep:
             torch._foreach_copy_(list(self._static), list(batch))
             self._graph.replay()
             return
-        # On the capture's stream, so that the gradients are allocated on it.
+        # On the capture's stream, to allocate the gradients on it.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self.step(batch)

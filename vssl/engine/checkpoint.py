@@ -103,14 +103,14 @@ class Checkpoints:
 def _save(state: dict[str, Any], path: Path) -> None:
     try:
         torch.save(state, path)
-    except RuntimeError as error:  # what torch's writer raises when a write fails
+    except RuntimeError as error:  # torch's writer raises this when a write fails
         raise OSError("only a part could be written; is the disk full?") from error
 
 
 def export_backbone(weights: dict[str, Tensor], path: Path) -> None:
     """Write a backbone's state dict as safetensors with torchvision's keys, without ``fc``.
 
-    The file holds only tensors (no date, path or host name), so that the same training gives the same bytes.
+    The file holds only tensors (no date, path or host name): the same training gives the same bytes.
     """
     from safetensors.torch import save
 

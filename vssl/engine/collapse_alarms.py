@@ -1,4 +1,4 @@
-"""Signs that a run no longer learns anything, each with the line that says so."""
+"""Signs that a run has stopped learning, and the line that reports each."""
 
 import math
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ class Alarms:
             ),
             "on_bound": (
                 values.get("on_bound", 0.0) > ON_BOUND,
-                f"the variance says nothing: {values.get('on_bound', 0.0):.0%} of the log-variances lie on their bound "
-                "(method.logvar_bound)",
+                f"the variance carries no information: {values.get('on_bound', 0.0):.0%} of the log-variances lie on "
+                "their bound (method.logvar_bound)",
             ),
         }
         return self._new(found)

@@ -1,4 +1,4 @@
-"""Compile the step; where that fails, run it eager and say why."""
+"""Compile the step; if that fails, run it eager and report the reason."""
 
 import sys
 import time
@@ -14,9 +14,9 @@ __all__ = ["compile_step"]
 def compile_step(step: TrainStep, batch: Batch) -> bool:
     """Compile forward and backward of ``step`` for batches like ``batch``, without training on ``batch``.
 
-    Where the compiler fails (no C++ compiler, an operation it does not know), the step stays eager and one line on
-    standard error says why. All processes decide alike: each compiles in a rehearsal, in which it waits for no other,
-    and if one failed, or would exchange other things than the others, all stay eager.
+    If the compiler fails (no C++ compiler, an unsupported operation), the step stays eager, and one line on standard
+    error gives the reason. All processes decide alike: each compiles in a dry run without waiting for the others. If
+    one of them fails, or their exchanges differ, all stay eager.
 
     Returns:
         Whether the step is compiled now.
@@ -26,7 +26,7 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
     buffers = [buffer.clone() for buffer in step.method.buffers()]
     step.compile()
     try:
-        exchanges = step.rehearse(batch)
+        exchanges = step.dry_run(batch)
     except Exception as error:  # the compiler's errors have no common ancestor
         reason = str(error).strip().split("\n")[0]
         failure = f"{type(error).__name__}: {reason}"

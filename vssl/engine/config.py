@@ -1,4 +1,4 @@
-"""``Config``, all options together, and what ``null`` in it means."""
+"""``Config``, all options together, and the meaning of ``null`` in it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Resolved(Config):
-    """What ``resolve`` returns: a config that leaves nothing to the method's recipe."""
+    """The result of ``resolve``: a config that leaves nothing to the method's recipe."""
 
     optim: ResolvedOptim = field(default_factory=ResolvedOptim)
 
@@ -146,8 +146,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def resolve(config: Config) -> Resolved:
-    """The config with every ``null`` replaced that stands for the method's recipe, so that changing ``method.name``
-    alone gives a fair comparison. Rate and weight decay are the recipe's only for the recipe's optimizer; any other one
+    """The config with every ``null`` that stands for the method's recipe replaced. Changing ``method.name`` alone thus
+    gives a fair comparison. Rate and weight decay are the recipe's only for the recipe's optimizer; any other one
     has defaults of its own.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What one needs to repeat a run: versions, hardware, world size, commit and uncommitted changes."""
+"""Everything needed to repeat a run: versions, hardware, world size, commit and uncommitted changes."""
 
 import hashlib
 import os
@@ -62,7 +62,7 @@ def read_commit(root: Path = CHECKOUT) -> Commit:
 
 
 def _content(path: Path) -> bytes:
-    """What an untracked path adds to the digest: content, size or, for a link, its target."""
+    """An untracked path's part of the digest: content, size or, for a link, its target."""
     if path.is_symlink():
         return os.fsencode(path.readlink())
     if not path.is_file():

@@ -12,7 +12,7 @@ class FormerKey(NamedTuple):
     """A key that was removed."""
 
     default: Any  # its former default, which this version still does
-    meaning: str  # what it said, for the message
+    meaning: str  # its former meaning, for the message
 
 
 # By section.key. To remove a key from a section, add a line.
@@ -47,8 +47,8 @@ def drop_former_keys(values: dict[str, Any]) -> dict[str, Any]:
 def _present_optim(optim: dict[str, Any], train: Any) -> dict[str, Any]:
     """The section ``optim`` in this version's terms.
 
-    A whole section of the former kind, as runs wrote it, says with ``warmup_epochs`` how long the warm-up is at most:
-    it was shortened to a tenth of the run. Its default, 10, is now what null means.
+    In a whole section of the former kind, as runs wrote it, ``warmup_epochs`` is an upper bound: the warm-up was
+    shortened to a tenth of the run. Its default, 10, is now written as null.
     """
     present = dict(optim)
     if optim.get("name") in OPTIMIZERS:

@@ -11,7 +11,7 @@ __all__ = ["MeanAccumulator"]
 class MeanAccumulator:
     """Running means of named scalars, on their device. Adding needs no host sync, reading needs one.
 
-    ``add`` works in place, so that it can be part of a captured step.
+    ``add`` works in place and can be part of a captured step.
     """
 
     def __init__(self) -> None:

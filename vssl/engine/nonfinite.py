@@ -9,7 +9,7 @@ __all__ = ["Watch"]
 class Watch:
     """Counts the steps whose loss or gradient was not finite, and keeps the number and the batch of the first.
 
-    ``note`` works in place without a host sync, so that it can be part of a captured step; ``read`` needs a sync.
+    ``note`` works in place without a host sync and can be part of a captured step; ``read`` needs a sync.
 
     Args:
         images: number of images of a batch on this process.
@@ -24,13 +24,13 @@ class Watch:
         self.steps += 1
         first = ~good & (self.bad_steps == 0)
         self.first.copy_(torch.where(first, self.steps, self.first))
-        place = self.index[: len(index)]
-        place.copy_(torch.where(first, index, place))
+        kept = self.index[: len(index)]
+        kept.copy_(torch.where(first, index, kept))
         self.index[len(index) :].masked_fill_(first, -1)  # a ragged batch does not fill the rest
         self.bad_steps += ~good
 
     def read(self) -> tuple[int, int]:
-        """How many steps were bad since the last reading, and which was the first (counted from 1; 0: none). ``index``
+        """The number of bad steps since the last reading, and the first of them (counted from 1; 0: none). ``index``
         stays until the next bad step."""
         bad, first = torch.stack([self.bad_steps, self.first]).tolist()
         for counter in (self.steps, self.bad_steps, self.first):

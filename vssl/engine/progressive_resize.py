@@ -9,8 +9,8 @@ def view_side(epoch: int, epochs: int, first: int, full: int) -> int:
     """Side of a view in pixels in an epoch: from ``first`` to ``full`` in ``STAGES`` stages, in multiples of 8; the
     last epoch always has ``full``.
 
-    The cost of a convolution is proportional to the area of its input, so that small views are cheap; larger views
-    then refine what was learned (progressive resizing: Howard et al. on DAWNBench, 2018; ffcv's ImageNet recipe).
+    A convolution costs in proportion to the area of its input: small views are cheap, and larger views then refine the
+    network (progressive resizing: Howard et al. on DAWNBench, 2018; ffcv's ImageNet recipe).
     From 128 to 224 pixels an epoch costs 0.65 of a full one on average.
 
     Args:

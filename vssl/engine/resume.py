@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, and what may be different in the run that continues it."""
+"""The identity of a run in its checkpoint, and the allowed differences in the run that continues it."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ __all__ = ["Change", "find_changes", "identify"]
 
 
 class Change(NamedTuple):
-    """A value that is not the one of the checkpoint; plain values."""
+    """A value that differs from the checkpoint's; plain values."""
 
     key: str
     old: Any
@@ -24,7 +24,7 @@ class Change(NamedTuple):
 
 
 def identify(config: Config, packed: Packed, processes: int) -> dict[str, Any]:
-    """What a checkpoint says of its run: the resolved config, the digest of its data, and the number of processes."""
+    """A checkpoint's identity of its run: the resolved config, the digest of its data, and the number of processes."""
     return {"config": to_dict(config), "data": packed.digest, "processes": processes}
 
 
@@ -32,11 +32,11 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
     """The differences between the run of a checkpoint and the one that continues it, all of which are allowed.
 
     Args:
-        saved: from ``identify``; None: an earlier version wrote the checkpoint, so that nothing can be compared.
+        saved: from ``identify``; None: an earlier version wrote the checkpoint, and nothing can be compared.
         config, packed, processes: of the new run, as for ``identify``.
 
     Raises:
-        UserError: one that is not allowed, because it would make the continued run another run.
+        UserError: a difference is not allowed, because the continued run would be another run.
     """
     if saved is None:
         return []
@@ -45,7 +45,7 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
         data = f"data.dir was {old} (SHA-256 {saved['data'][:8]}), now {new} (SHA-256 {packed.digest[:8]})"
         raise UserError(f"{data}: that is other data; give the data of the checkpoint, or start a new run")
     changes = []
-    # Resolved anew: keys that the checkpoint lacks were added later, and its run did what is now their default.
+    # Resolved again: keys missing from the checkpoint were added later, and its run did what is now their default.
     before, values = to_dict(resolve(from_dict(drop_former_keys(saved["config"]), Config))), to_dict(config)
     for key, field in options_of(config):
         section, name = key.split(".")

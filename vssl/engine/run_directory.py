@@ -37,7 +37,7 @@ class RunDirectory:
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # The kernel releases the lock when the process dies, however it dies.
+            # The kernel releases the lock however the process ends.
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (open during the whole run)
         except OSError as error:
             raise UserError(f"cannot use run.dir={self.path}: {error.strerror}") from error
@@ -84,5 +84,5 @@ class RunDirectory:
         write_json(self.path / "environment.json", environment)
 
     def close(self) -> None:
-        """Release the lock, so that another process can train here."""
+        """Release the lock: another process can now train here."""
         self._lock.close()

@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from pipelines.augment.groups import view_groups
 from pipelines.batch import Batch, Views
-from vssl.collectives import Exchange, rehearsal, rehearsing
+from vssl.collectives import Exchange, dry_run, is_dry_run
 from vssl.engine.config import Resolved
 from vssl.engine.metrics import MeanAccumulator
 from vssl.engine.nonfinite import Watch
@@ -40,9 +40,9 @@ class Update(NamedTuple):
 
 
 class _Learners(nn.Module):
-    """Everything that is trained, in one module: DistributedDataParallel needs one call before each backward pass.
+    """All trained modules in one: DistributedDataParallel needs one call before each backward pass.
 
-    ``compute`` is what a call does: ``loss``, or a compiled version of it.
+    A call runs ``compute``: ``loss``, or a compiled version of it.
     """
 
     def __init__(self, method: Method, probe: OnlineProbe | None) -> None:
@@ -133,10 +133,10 @@ class TrainStep:
         generator = torch.Generator().manual_seed(0)
         shapes = [(group.count * images, 3, group.side, group.side) for group in self._groups]
         views = Views(*(torch.rand(shape, generator=generator).to(device) for shape in shapes))
-        places = torch.arange(images, device=device)
+        index = torch.arange(images, device=device)
         buffers = [buffer.clone() for buffer in learners.buffers()]
-        with rehearsal():
-            loss, _ = learners(views, self.keys(places), torch.zeros_like(places))
+        with dry_run():
+            loss, _ = learners(views, self.keys(index), torch.zeros_like(index))
             loss.backward()
         with torch.no_grad():
             for buffer, before in zip(learners.buffers(), buffers, strict=True):
@@ -146,7 +146,7 @@ class TrainStep:
         return unused
 
     def set_views(self, make_views: MakeViews) -> None:
-        """From now on make the views with another function; nothing is compiled then."""
+        """From now on make the views with another function, and run eager."""
         self._plain_views = make_views
         self.eager()
 
@@ -154,8 +154,8 @@ class TrainStep:
         """Compile the augmentation into one graph, and the forward pass with the loss into another.
 
         Nothing is compiled before the first batch arrives. With several processes the forward pass becomes one graph
-        for each of DistributedDataParallel's buckets, so that it can exchange the gradients of a bucket while the
-        backward pass of the next one runs.
+        for each of DistributedDataParallel's buckets, which can exchange the gradients of a bucket during the backward
+        pass of the next one.
         """
         from torch._inductor import decomposition  # takes a second, which eager runs save
 
@@ -164,7 +164,7 @@ class TrainStep:
         decomposition.decompositions.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
         decomposition.fast_random_decomps.cache_clear()  # a copy of the table, if something was compiled before
         self._learners.compute = torch.compile(self._learners.loss, fullgraph=True, dynamic=False)
-        # On a GPU a value that took 30 operations is usually written and read again; to compute 60 anew is faster.
+        # Inductor usually stores a value that took 30 operations. On a GPU computing up to 60 again is faster.
         options = {"realize_opcount_threshold": 60} if self.epoch.is_cuda else None
         self._make_views = torch.compile(self._plain_views, fullgraph=True, dynamic=False, options=options)
 
@@ -173,10 +173,10 @@ class TrainStep:
         self.compiled = False
         self._make_views, self._learners.compute = self._plain_views, self._learners.loss
 
-    def rehearse(self, batch: Batch) -> list[Exchange]:
+    def dry_run(self, batch: Batch) -> list[Exchange]:
         """Run what ``compile`` compiles, without training and without waiting for other processes. Returns the
-        exchanges that would have been made, in their order (see ``rehearsal``)."""
-        with rehearsal() as exchanges:
+        exchanges left out, in their order (see ``vssl.collectives.dry_run``)."""
+        with dry_run() as exchanges:
             self.backward(batch)
         return exchanges
 
@@ -229,7 +229,7 @@ class TrainStep:
     def micro_batches(self, batch: Batch) -> list[tuple[Tensor, ...]]:
         """The parts of a batch, as ``Batch``, whose gradients a step accumulates.
 
-        Every n-th image is in the same one: so they are the same images however many processes share the batch.
+        Every n-th image is in the same part: the parts are the same for any number of processes.
         """
         count = min(self.config.train.accumulate, len(batch.index))
         return [tuple(part[first::count] for part in batch) for first in range(count)]
@@ -237,7 +237,7 @@ class TrainStep:
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
-            optimizer.zero_grad()  # backward then writes each gradient without adding it to zeros
+            optimizer.zero_grad()  # backward then writes each gradient instead of adding it to zeros
         totals: list[Tensor] = []
         micros = self.micro_batches(batch)
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
@@ -251,7 +251,7 @@ class TrainStep:
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Context in which processes exchange gradients only in the last micro-batch of a step."""
-        if not self.world.distributed or (last and not rehearsing()):
+        if not self.world.distributed or (last and not is_dry_run()):
             return contextlib.nullcontext()
         return self._forward.no_sync()
 
@@ -260,7 +260,7 @@ class TrainStep:
         return self._make_views(pixels, size, index, self.epoch)
 
     def keys(self, index: Tensor) -> Keys:
-        """What the randomness of a step on the images ``index``, int64 [B], depends on."""
+        """The keys of all randomness in a step on the images ``index``, int64 [B]."""
         return Keys(self._seed, self.epoch, self.step, index, self._view)
 
     @torch.no_grad()
@@ -289,7 +289,7 @@ class TrainStep:
         return Update(good, norm)
 
     def state_dict(self) -> dict:
-        """Everything that a resumed run needs; see ``load_state_dict``."""
+        """The state that a resumed run needs; see ``load_state_dict``."""
         state = {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),

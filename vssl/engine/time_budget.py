@@ -1,4 +1,4 @@
-"""How many steps fit into a given time (``train.minutes``)."""
+"""Plan the number of steps that fit into a given time (``train.minutes``)."""
 
 import math
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 __all__ = ["TimeBudget"]
 
-_SHARE = 0.9  # of the time; the rest is for what varies, and for the last checkpoint
+_SHARE = 0.9  # of the time; the rest covers variations and the last checkpoint
 _SETTLE, _MEASURE = 10, 3  # steps, at least; a slow step needs fewer to settle
 
 

@@ -93,7 +93,7 @@ class Trainer:
         self.knn_last: float | None = None
         self._signal = self._stop = 0  # the signal that came to this process; the one that all act on
         self._saved_at = time.monotonic()
-        self._alarms = Alarms(1 if self.evaluation.obstacle else self.packed.splits["val"].count)
+        self._alarms = Alarms(1 if self.evaluation.reason else self.packed.splits["val"].count)
         self._healthy: dict | None = None  # the last log line whose steps were all finite
         if state is not None:
             self._restore(state)
@@ -254,7 +254,7 @@ class Trainer:
     def _plan(self, budget: TimeBudget) -> None:
         """Once the pace is known, plan the number of steps for ``train.minutes``; all processes take the first's."""
         known, per_epoch, train = budget.note_step(self.step), len(self.loader), self.config.train
-        interval = 0 if self.evaluation.obstacle else self.config.eval.every * per_epoch
+        interval = 0 if self.evaluation.reason else self.config.eval.every * per_epoch
         plan = self.world.broadcast(budget.plan(self.step, interval, train.epochs * per_epoch) if known else None)
         if plan is None:
             return
@@ -330,9 +330,9 @@ class Trainer:
     def _evaluate(self) -> None:
         if not self.config.eval.every:
             return
-        if self.evaluation.obstacle is not None:
+        if self.evaluation.reason is not None:
             if self.step == 0:
-                print(f"no kNN during training: {self.evaluation.obstacle}", file=sys.stderr)
+                print(f"no kNN during training: {self.evaluation.reason}", file=sys.stderr)
             return
         started = time.monotonic()
         measured = self.evaluation.measure(self.train_step.method.student.backbone, self.train_step.probe)

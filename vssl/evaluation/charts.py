@@ -1,4 +1,4 @@
-"""The chart of an evaluation: what the variance of embeddings knows."""
+"""The chart of the protocol uncertainty."""
 
 from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""How well features use their dimensions: spread, effective rank, RankMe, alignment, uniformity."""
+"""Statistics of how features use their dimensions: spread, effective rank, RankMe, alignment, uniformity."""
 
 import itertools
 
@@ -36,7 +36,8 @@ def feature_std(features: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """In how many directions unit features [N, F] vary: the participation ratio of their covariance C, a scalar.
+    """The number of directions in which unit features [N, F] vary: the participation ratio of their covariance C, a
+    scalar.
 
     (tr C)^2 / tr C^2 = (sum_k l_k)^2 / sum_k l_k^2 of its eigenvalues l_k (Gao et al., A theory of multineuronal
     dimensionality, bioRxiv 214262, 2017): from 1 (one direction) to min(N - 1, F) (all equally); 0 at collapse.

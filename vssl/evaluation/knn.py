@@ -33,7 +33,7 @@ def nearest_neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, T
     """The k rows of ``bank`` [N, F] most similar to each of ``queries`` [M, F], by cosine; all if there are fewer.
 
     Returns:
-        similarities float32 [M, min(k, N)], the greatest first, and the rows' places int64 [M, min(k, N)].
+        similarities float32 [M, min(k, N)], the greatest first, and the rows' indices int64 [M, min(k, N)].
     """
     bank = F.normalize(bank.float(), dim=1)
     # Chunks limit memory: 1,024 queries against a bank of a million images stay within 4 GiB.

@@ -1,4 +1,4 @@
-"""What evaluation knows of a trained model."""
+"""A trained model as evaluation sees it."""
 
 from collections.abc import Callable
 from pathlib import Path

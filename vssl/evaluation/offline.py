@@ -1,4 +1,4 @@
-"""What all protocols need: a model, its features of a labelled packed data set, loaders, and the common report."""
+"""The basis of all protocols: a model, its features of a labelled packed data set, loaders, and the common report."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ class OfflineEvaluation:
     They are computed once per split, from images without augmentation, and stay on the device.
 
     Args:
-        model: what to evaluate; frozen, so that a protocol that trains it takes a copy.
+        model: the model to evaluate; frozen: a protocol that trains it takes a copy.
         packed: a data set with the splits train and val, both labelled.
         batch_size: images per forward pass; None: the run's.
 

@@ -30,7 +30,7 @@ class OnlineEvaluation:
         world: the processes that share the work; each one takes a part of every batch and searches the whole bank.
 
     Attributes:
-        obstacle: why nothing can be measured; None: it can.
+        reason: why the data set cannot be evaluated on; None if it can.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class OnlineEvaluation:
         self.settings, self.packed, self.world = settings, packed, world or World()
         self._open_loader, self._prepare, self._autocast = open_loader, prepare, autocast
         train, val = packed.splits["train"], packed.splits.get("val")
-        self.obstacle: str | None = None
+        self.reason: str | None = None
         if not train.labelled:
-            self.obstacle = f"{packed.dir} has no labels"
+            self.reason = f"{packed.dir} has no labels"
         elif val is None or not val.labelled:
-            self.obstacle = f"{packed.dir} has no labelled split val"
+            self.reason = f"{packed.dir} has no labelled split val"
 
     def _features(self, backbone: nn.Module, split: str) -> tuple[Tensor, Tensor]:
         """Features and labels of this process's part of a split."""

@@ -27,9 +27,9 @@ __all__ = [
 def uncertainty_scores(
     posterior: Gaussian, features: Tensor, bank_means: Tensor, bank: Tensor, *, temperature: float, k: int = 10
 ) -> dict[str, Tensor]:
-    """What the method says of its uncertainty, and two controls that know nothing of it; the higher, the less certain.
+    """The method's uncertainty scores and two controls that do not use its variance; a higher score is less certain.
 
-    A variance is worth its training only where it says more than they do.
+    Training a variance is worthwhile only if it outperforms the controls.
 
     Args:
         posterior: means and log-variances [N, D].
@@ -58,10 +58,11 @@ def uncertainty_scores(
 
 
 def decoder_scores(means: Tensor, bank: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """What a decoder like the one that the method implies (``vssl.methods.vssl.implied_log_likelihood``, of cosines)
-    says of latent vectors z, with the training images x_j as candidates, all equally probable beforehand.
+    """Two uncertainties of latent vectors z under a decoder like the one that the method implies
+    (``vssl.methods.vssl.implied_log_likelihood``, of cosines). Its candidates are the training images x_j, equally
+    probable a priori.
 
-    The priors' means are the student's here, not the teacher's, and without the predictor on either side.
+    Here the priors' means are the student's, not the teacher's; neither side uses the predictor.
 
     Args:
         means: z, float32 [N, D].
@@ -69,9 +70,9 @@ def decoder_scores(means: Tensor, bank: Tensor, temperature: float) -> tuple[Ten
         temperature: T.
 
     Returns:
-        float32 [N] each: the entropy of p(x_j | z) = softmax_j(cos(z, mu_j) / T) in nats, in [0, log M]: how many
-        images could z stand for; and minus the log of the marginal p(z) = mean_j exp(cos(z, mu_j) / T), up to a
-        constant: how far z is from all training images.
+        float32 [N] each: the entropy of p(x_j | z) = softmax_j(cos(z, mu_j) / T) in nats, in [0, log M], the log of how
+        many images z could stand for; and minus the log of the marginal p(z) = mean_j exp(cos(z, mu_j) / T), up to a
+        constant: the distance of z from all training images.
     """
     bank = F.normalize(bank, dim=1)
     entropies, surprises = [], []
@@ -127,8 +128,8 @@ def excess_area(correct: Tensor, score: Tensor) -> dict[str, float]:
 def most_certain_half(correct: Tensor, score: Tensor) -> dict[str, float]:
     """The accuracy of the half of the images that is most certain by its score, compared with that of all images.
 
-    The half is a part of the whole. Therefore the error of the difference is computed from
-    half - whole = (half - other half) / 2, whose two terms are independent. Standard errors are binomial.
+    The half is part of the whole, so the error of the difference is computed from half - whole = (half - other half) /
+    2, whose two terms are independent. Standard errors are binomial.
 
     Args:
         correct: bool [N], N > 1.
@@ -204,15 +205,15 @@ def auroc(low: Tensor, high: Tensor) -> tuple[float, float]:
 
 
 def score_report(
-    correct: Tensor, found: Tensor, score: Tensor, foreign: Tensor | None, points: int = 50, bins: int = 40
+    correct: Tensor, found: Tensor, score: Tensor, ood: Tensor | None, points: int = 50, bins: int = 40
 ) -> dict:
-    """Everything that is measured of an uncertainty score, as plain values.
+    """All measures of an uncertainty score, as plain values.
 
     Args:
         correct: bool [N], whether the classifier is right.
         found: bool [N], of ``nearest_is_right``.
         score: [N], the uncertainty of the same images.
-        foreign: [M], the uncertainty of out-of-distribution images; None: there are none.
+        ood: [M], the uncertainty of out-of-distribution images; None: there are none.
         points: number of points of the curve.
         bins: of the histogram.
 
@@ -225,7 +226,7 @@ def score_report(
     """
     curve = selective_accuracy(correct, score)
     kept = sorted({max(1, round(len(curve) * point / points)) for point in range(1, points + 1)})
-    samples = {"val": score.cpu().numpy()} | ({} if foreign is None else {"ood": foreign.cpu().numpy()})
+    samples = {"val": score.cpu().numpy()} | ({} if ood is None else {"ood": ood.cpu().numpy()})
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
     densities = {name: np.histogram(values, edges, density=True)[0].tolist() for name, values in samples.items()}
     r_auroc = auroc(score[found], score[~found]) if found.any() and not found.all() else (None, None)
@@ -237,7 +238,7 @@ def score_report(
         **excess_area(correct, score),
         "r_auroc": r_auroc[0],
         "r_auroc_standard_error": r_auroc[1],
-        "ood_auroc": None if foreign is None else auroc(score, foreign)[0],
+        "ood_auroc": None if ood is None else auroc(score, ood)[0],
         "curve": {
             "coverage": [count / len(curve) for count in kept],
             "top1": [curve[count - 1].item() for count in kept],

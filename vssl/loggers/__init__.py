@@ -15,5 +15,5 @@ DEFAULT = ("tensorboard",)  # of train.loggers; its library may be missing
 
 def find_logger(name: str) -> type[Logger]:
     """The class of one of ``LOGGERS`` or at ``package.module:NAME``. Raises UserError as ``find_part``."""
-    places = {name: f"{__name__}.{name}:{member}" for name, member in LOGGERS.items()}
-    return find_part("train.loggers", name, places, Logger)
+    import_paths = {name: f"{__name__}.{name}:{member}" for name, member in LOGGERS.items()}
+    return find_part("train.loggers", name, import_paths, Logger)

@@ -1,4 +1,4 @@
-"""The interface between a run and whatever keeps or shows its figures."""
+"""The interface between a run and its loggers."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -29,7 +29,7 @@ class Logger(ABC):
         """Figures measured at a step: numbers, which may be NaN or infinite, and a few other plain values."""
 
     def text(self, step: int, line: str) -> None:
-        """A line for people, such as an alarm; standard error has it already."""
+        """A line of text, such as an alarm, already printed on standard error."""
         return
 
     def close(self) -> None:

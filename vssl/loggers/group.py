@@ -1,4 +1,4 @@
-"""All loggers of a run: two that every run has, and those of ``train.loggers``, none of which can end the run."""
+"""All loggers of a run: two that every run has, and those of ``train.loggers``, which cannot end the run."""
 
 import contextlib
 import sys
@@ -55,7 +55,7 @@ class LoggerGroup:
         self._each(lambda logger: logger.log(step, epoch, values))
 
     def text(self, step: int, line: str) -> None:
-        """A line for people, which standard error has already."""
+        """A line of text, already printed on standard error."""
         self._each(lambda logger: logger.text(step, line))
 
     def advance(self, step: int) -> None:

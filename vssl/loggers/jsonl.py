@@ -34,7 +34,7 @@ class JSONLines(Logger):
             raise UserError(f"cannot write {self._file.name}: {error.strerror}") from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk, which log has reported
+        with contextlib.suppress(OSError):  # a full disk, reported by log
             self._file.close()
 
 
@@ -50,8 +50,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of a run's ``metrics.jsonl``: ``step``, ``epoch`` and what was measured then, without what was not
-    finite.
+    """The lines of a run's ``metrics.jsonl``: ``step``, ``epoch`` and the finite values measured then.
 
     Raises:
         UserError: the file is absent or damaged.

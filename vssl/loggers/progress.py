@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, elsewhere plain lines on standard output."""
+"""The progress of a run: a bar on a terminal, elsewhere plain lines on standard output."""
 
 import sys
 import time

@@ -21,7 +21,8 @@ class TensorBoard(Logger):
         threading.excepthook = self._of_other_threads
 
     def _of_other_threads(self, failure: threading.ExceptHookArgs) -> None:
-        """Print what ended a thread, but not TensorBoard's own, whose error the next call here raises."""
+        """Print the exception that ended a thread. TensorBoard's own threads are left out: the next call here raises
+        their error."""
         if not type(failure.thread).__module__.startswith("tensorboard."):
             self._print_error(failure)
 

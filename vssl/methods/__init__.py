@@ -27,8 +27,8 @@ COMPARED = ("vssl", "byol", "moco_v3")  # the methods that the tools compare by 
 
 def find_method(name: str) -> type[Method]:
     """The class of one of ``METHODS`` or at ``package.module:NAME``. Raises UserError as ``find_part``."""
-    places = {name: f"{__name__}.{name}:{member}" for name, member in METHODS.items()}
-    return find_part("method.name", name, places, Method)
+    import_paths = {name: f"{__name__}.{name}:{member}" for name, member in METHODS.items()}
+    return find_part("method.name", name, import_paths, Method)
 
 
 def build_method(

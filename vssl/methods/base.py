@@ -29,7 +29,7 @@ class MethodOptions:
 
     name: str = option("", "which method")
     projector_hidden: int | None = option(None, "width of the projector's hidden layers", low=1)
-    latent: int | None = option(None, "D, width of the embedding that the loss sees", low=1)
+    latent: int | None = option(None, "D, width of the embedding in the loss", low=1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Recipe:
 
 
 class Keys(NamedTuple):
-    """What all randomness of a method depends on, as tensors on the device: two steps with the same keys draw the same
+    """The keys of all random numbers of a method, as tensors on the device: two steps with the same keys draw the same
     numbers (``pipelines.rng``), on any number of processes."""
 
     seed: Tensor  # int64, a scalar: the run's
@@ -78,7 +78,7 @@ class Keys(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a method computes from the views of a batch."""
+    """The results of a method for the views of a batch."""
 
     loss: Tensor  # scalar, float32
     features: Tensor  # [V * B, F], of the student's backbone for the full views; for the online probe
@@ -143,12 +143,13 @@ class Method(nn.Module, ABC):
 
         Args:
             views: of B images.
-            keys: what its random numbers depend on.
+            keys: of its random numbers.
         """
 
     def expect(self, images: int) -> None:
         """Prepare the norms for batches of so many images: as in the methods' papers, BatchNorm takes its statistics
-        from one view at a time. A call of the module does it too, but compiled code must not have to."""
+        from one view at a time. Each call of the module does this too; calling it beforehand keeps it out of compiled
+        code."""
         if images != self._images:
             separate_views(self, images)
             self._images = images
@@ -192,7 +193,7 @@ class Method(nn.Module, ABC):
         raise UserError(f"method.name={self.options.name} has no variance")
 
     def predict(self, views: Tensor) -> tuple[Gaussian, Tensor]:
-        """The student's prediction of the teacher's embedding of another view, and that embedding, for all pairs of
+        """The student's prediction of the teacher's embedding of another view, and this embedding, for all pairs of
         full views.
 
         Args:

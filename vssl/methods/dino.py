@@ -44,7 +44,7 @@ class DINOHead(nn.Module):
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
 
     def classifier_weights(self) -> set[str]:
-        """What is no matrix to an optimizer that orthogonalises updates: a prototype is one row."""
+        """Weights that an optimizer must not orthogonalise as a matrix: each row is a prototype."""
         return {"prototypes.weight"}
 
     def forward(self, features: Tensor, frozen: Tensor | None = None) -> Tensor:

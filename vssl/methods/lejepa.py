@@ -35,7 +35,7 @@ def slices(keys: Keys, dimensions: int, count: int) -> Tensor:
 
 
 def sigreg(embeddings: Tensor, directions: Tensor, *, knots: int = 17, peers: Peers = _ALONE) -> Tensor:
-    """Sketched Isotropic Gaussian Regularization: how far embeddings are from N(0, I) along random directions.
+    """Sketched Isotropic Gaussian Regularization: distance of embeddings from N(0, I) along random directions.
 
     The Epps-Pulley statistic of each direction a (section 4.3 and algorithm 1 of the paper), mean over directions:
     N int_{-5}^{5} |1/N sum_n exp(i t a.z_n) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt, by the trapezoidal rule.

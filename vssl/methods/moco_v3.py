@@ -40,7 +40,7 @@ def moco_v3_loss(
         is the nearest, in [0, 1]).
     """
     queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
-    own = peers.places(keys[: len(keys) // counts.full])
+    own = peers.own_rows(keys[: len(keys) // counts.full])
     losses, cosines, hits = [], [], []
     for similarity in pair_with_each_teacher(counts, lambda q, k: q @ peers.gather(k).T, queries, keys):
         losses.append(2.0 * temperature * F.cross_entropy(similarity / temperature, own))

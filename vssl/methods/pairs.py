@@ -1,4 +1,4 @@
-"""Pairs of views: which views a loss compares, and how the pairs count.
+"""Pairs of views: which views a loss compares, and the weights of the pairs.
 
 The teacher sees full views. A student's view, full or local, is paired with each of them but itself. Rows are view
 after view: row v * B + b belongs to view v of image b; local views follow the full ones.
@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 class ViewCounts(NamedTuple):
-    """How many views an image has, and what local ones count."""
+    """The numbers of views of an image, and the weight of local ones."""
 
     full: int = 2
     local: int = 0
@@ -40,7 +40,7 @@ class ViewCounts(NamedTuple):
 
     @classmethod
     def of(cls, augment: AugmentConfig) -> "ViewCounts":
-        """Those of a config."""
+        """The counts of a config."""
         return cls(augment.views, augment.local_views or 0, augment.local_weight)
 
     @property

@@ -22,7 +22,7 @@ __all__ = ["VICReg", "VICRegOptions", "covariance_term", "variance_term", "vicre
 
 
 def variance_term(z: Tensor, *, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
-    """How far the standard deviations lie below ``gamma`` on average: a scalar in [0, gamma).
+    """Mean distance of the standard deviations below ``gamma``: a scalar in [0, gamma).
 
     v(Z) = 1/D sum_d max(0, gamma - sqrt(Var(z_d) + eps)), with the unbiased variance over the rows (equations 1 and 2).
 
@@ -32,7 +32,7 @@ def variance_term(z: Tensor, *, gamma: float = 1.0, eps: float = 1e-4) -> Tensor
 
 
 def covariance_term(z: Tensor) -> Tensor:
-    """How strongly the dimensions are correlated: a scalar, >= 0.
+    """Sum of squared covariances between dimensions, over D: a scalar, >= 0.
 
     c(Z) = 1/D sum_{i != j} C_ij^2, with C the unbiased covariance over the rows (equations 3 and 4).
 

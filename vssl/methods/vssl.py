@@ -80,8 +80,8 @@ def predictive_log_likelihood(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor) -> T
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of the rows of a and b, float32 [B, D]: [B].
 
-    Not ``F.cosine_similarity``, which bounds small norms by another constant than ``F.normalize``: the loss uses both,
-    and a kernel that bounds one norm twice is more than Triton 3.6 (of PyTorch 2.11) can compile.
+    ``F.cosine_similarity`` and ``F.normalize``, which the loss also uses, bound small norms by different constants, and
+    Triton 3.6 (of PyTorch 2.11) cannot compile a kernel that bounds one norm twice.
     """
     return (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(dim=1)
 
@@ -131,7 +131,7 @@ def implied_log_likelihood(
         float32 [n * B]; at most log B without ``leave_one_out``.
     """
     cosines = F.normalize(z, dim=1) @ peers.gather(F.normalize(mu_p, dim=1)).T
-    return _bayes(cosines / temperature, peers.places(mu_p), leave_one_out)
+    return _bayes(cosines / temperature, peers.own_rows(mu_p), leave_one_out)
 
 
 def implied_gaussian_log_likelihood(
@@ -145,8 +145,8 @@ def implied_gaussian_log_likelihood(
 ) -> Tensor:
     """``implied_log_likelihood`` with Gaussian priors: log p(z | x_j) = log N(z; mu_p[j], sigma_p[j]^2) / (D T).
 
-    Without the division by D a few of hundreds of dimensions would decide (the density is tempered: Wenzel et al.,
-    arXiv 2002.02405); with it and unit variances, T means what it means for cosines. z float32 [n * B, D], mu_p and
+    Dividing by D tempers the density (Wenzel et al., arXiv 2002.02405); otherwise a few of hundreds of dimensions would
+    dominate. With unit variances T then has the same meaning as for cosines. z float32 [n * B, D], mu_p and
     logvar_p float32 [B, D].
     """
     mu, logvar = peers.gather(mu_p), peers.gather(logvar_p)
@@ -154,13 +154,13 @@ def implied_gaussian_log_likelihood(
     # sum_d (z - mu)^2 / sigma^2 as products of matrices: no [B, B, D].
     squares = z.square() @ precision.T - 2.0 * z @ (mu * precision).T + (mu.square() * precision).sum(dim=1)
     log_density = -0.5 * (math.log(2.0 * math.pi) + logvar.mean(dim=1) + squares / z.shape[1])
-    return _bayes(log_density / temperature, peers.places(mu_p), leave_one_out)
+    return _bayes(log_density / temperature, peers.own_rows(mu_p), leave_one_out)
 
 
-def _bayes(log_density: Tensor, places: Tensor, leave_one_out: bool) -> Tensor:
+def _bayes(log_density: Tensor, own_rows: Tensor, leave_one_out: bool) -> Tensor:
     """log p(z_i | x_i) - log mean_j p(z_i | x_j), [n * B], from log p(z_i | x_j) [n * B, N]; the column of image i,
-    whose rows are i, B + i, ..., is places[i]."""
-    own = places.repeat(len(log_density) // len(places))[:, None]
+    whose rows are i, B + i, ..., is own_rows[i]."""
+    own = own_rows.repeat(len(log_density) // len(own_rows))[:, None]
     log_own = log_density.gather(1, own)[:, 0]
     count = log_density.shape[1]
     if leave_one_out:
@@ -196,8 +196,8 @@ class VSSLOptions(PredictorOptions):
 class VSSL(Method):
     """-E_q[log p(x1 | z)] + beta KL(q || p), mean over pairs of views, times 2: of two views both directions, summed.
 
-    A predictor, if there is one, changes only the mean. The variance comes from the encoder itself, so that the
-    encoder's variance head is trained, and with it the teacher's, which is its moving average. Both heads (encoder's
+    A predictor, if there is one, changes only the mean. The variance comes from the encoder itself: this trains the
+    encoder's variance head and, through the moving average, the teacher's. Both heads (encoder's
     mean and predictor) end in a BatchNorm without affine parameters.
 
     ``likelihood``, ``implied``: the image's likelihood under the decoder that the teacher's priors imply, at the
@@ -207,7 +207,7 @@ class VSSL(Method):
     form: of a sample of it); the optimum of the student's variance is its bound.
 
     Gaussian form, ``implied`` and ``predictive``: means get the gradient of unit variances, variances the gradient of
-    fixed means (stop-gradient). Otherwise a large variance would slow down the learning of its mean (Seitzer et al.,
+    fixed means (stop-gradient). Otherwise a large variance would slow down learning of its mean (Seitzer et al.,
     arXiv 2203.09168, with a milder remedy). The fixed points stay the same. In the cosine form the means' gradient
     never depends on the student's variance.
     """
@@ -217,7 +217,7 @@ class VSSL(Method):
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:
-        """BYOL's recipe, so that the two methods differ only in the objective."""
+        """BYOL's recipe: the two methods differ only in the objective."""
         return BYOL.recipe(options, small_images=small_images)
 
     def build(self, backbone: nn.Module, width: int) -> None:
@@ -335,7 +335,7 @@ class VSSL(Method):
         """Mean and log-variance [N, D] of the student's Gaussian head for the backbone's features [N, F].
 
         The predictor is not used: it only predicts the teacher's embedding of another view. The variances of the cosine
-        form refer to means of length sqrt(D), so that its means are scaled to this length.
+        form refer to means of length sqrt(D); its means are scaled to this length.
         """
         mean, logvar = self.student.projector(features)
         return Gaussian(on_sphere(mean) if self.options.form == "cosine" else mean, logvar)

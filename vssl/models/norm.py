@@ -18,8 +18,8 @@ class _SharedNorm(_BatchNorm):
     """torch's BatchNorm with two switches; the keys of the state dict stay the same.
 
     ``images``: in training mode a batch [V * images, C, ...] holds V views of so many images, one view after the other,
-    and each view is normalised with its own statistics, as if it had come alone. So the other layers can take all
-    views of one size at once. None: the batch is a single view.
+    and each view is normalised with its own statistics, as if it were a batch of its own. The other layers can thus
+    take all views of one size at once. None: the batch is a single view.
     ``synchronised``: in training mode take the statistics over all processes, which must have equally many samples.
     (torch.nn.SyncBatchNorm does not run on CPUs.)
 
@@ -57,15 +57,15 @@ class _SharedNorm(_BatchNorm):
         return y
 
     def _views(self, x: Tensor) -> int:
-        """How many views the batch x [V * B, C, ...] holds."""
+        """The number of views in the batch x [V * B, C, ...]."""
         return 1 if self.images is None else len(x) // self.images
 
 
 class _Normalise(torch.autograd.Function):
     """Batch normalisation of every view apart (Ioffe and Szegedy, arXiv 1502.03167, section 3), in float32.
 
-    Written over the views at once, in operations that the compiler fuses with their neighbours: halves and their
-    concatenation would be read and written once more, and autograd's own derivative has more passes.
+    Computes all views at once, in operations that the compiler fuses with their neighbours: splitting and concatenating
+    would read and write them once more, and autograd's own derivative has more passes.
     """
 
     @staticmethod
@@ -79,8 +79,8 @@ class _Normalise(torch.autograd.Function):
         synchronised: bool,
         pooled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [views * B, C, ...] -> the same, normalised (with ``pooled``, for weights of at least 0: what max-pooling
-        keeps of it); means and unbiased variances [views, C]."""
+        """x [views * B, C, ...] -> the same, normalised (with ``pooled``, for weights of at least 0: after
+        max-pooling); means and unbiased variances [views, C]."""
         rows = x.float()
         variance, mean = torch.var_mean(_apart(rows, views), _all_but_views_and_channels(x), correction=0)
         count = x.numel() // mean.numel()
@@ -116,7 +116,7 @@ class _Normalise(torch.autograd.Function):
         mean_g, mean_product = (_for_each_row(part / context.count, x) for part in sums)
         if places is None:
             rows = of_kept
-        else:  # What pooling drops has no gradient of its own, but shares in mean and variance.
+        else:  # Values that pooling drops have no gradient of their own, but contribute to mean and variance.
             pool = (3, 2, 1, 1, False)
             g = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *pool, places).float()
             rows = normalised(x)
@@ -175,7 +175,7 @@ def _shared(norm: type) -> type:
 
 
 def adopt_norms(module: nn.Module) -> None:
-    """Convert every BatchNorm of torch or timm inside ``module``, in place, so that the functions below work on it.
+    """Convert every BatchNorm of torch or timm inside ``module``, in place, for the functions below.
 
     Norms without running statistics (LayerNorm, GroupNorm) stay as they are.
 

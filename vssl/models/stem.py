@@ -11,8 +11,8 @@ __all__ = ["LargeImageResNet", "StemConv2d"]
 class StemConv2d(nn.Conv2d):
     """A 7x7 convolution of stride 2 and padding 3 without bias, as torchvision's ``conv1``; the same keys.
 
-    On a GPU images of even height and width are first cut into blocks of 2x2 pixels, whose values become channels: then
-    it is a 4x4 convolution of stride 1, with 16 channels (a quarter of them zero) instead of 3, which tensor cores
+    On a GPU images of even height and width are first cut into blocks of 2x2 pixels, whose values become channels. This
+    gives a 4x4 convolution of stride 1 with 16 channels (a quarter of them zero) instead of 3, which tensor cores
     handle poorly. Only the order of summation changes.
     """
 
@@ -38,8 +38,8 @@ class LargeImageResNet(ResNet):
     """torchvision's ResNet without classifier, whose ``conv1`` is a ``StemConv2d`` and whose norms are
     ``vssl.models.norm.BatchNorm2d``; the same keys.
 
-    Compiled, in training mode, the first norm follows the pooling (``BatchNorm2d.of_maxima``), so that the largest
-    image in the network, the norm's output before pooling, is neither written nor read.
+    In compiled training the first norm follows the pooling (``BatchNorm2d.of_maxima``): the network's largest image,
+    the norm's output before pooling, is neither written nor read.
     """
 
     def forward(self, x: Tensor) -> Tensor:

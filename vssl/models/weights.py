@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 
 __all__ = ["backbone_weights", "fit_backbone", "load_backbone_weights", "read_tensors", "read_weights"]
 
-# Where training programs put the state dict in their checkpoints, and what wrappers put before its keys.
+# Keys under which training programs save the state dict, and prefixes that wrappers put before its keys.
 _CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 
@@ -43,7 +43,7 @@ def read_weights(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> Any:
-    """What a ``.safetensors`` file or one of ``torch.save`` holds, on the CPU; its checksums, if any, are verified.
+    """The content of a ``.safetensors`` file or one of ``torch.save``, on the CPU; its checksums, if any, are verified.
 
     Raises:
         UserError: the file is absent or damaged, or holds more than tensors and plain values. The message is the reason
@@ -80,9 +80,9 @@ def _verify(path: Path) -> None:
 
 
 def fit_backbone(backbone: nn.Module, content: Any, source: Path) -> str:
-    """Load what ``read_weights`` gave. The state dict may lie in a checkpoint, a common prefix (``module.``, ...) is
-    removed, and the classifier is left out. All else must fit exactly, except that ``num_batches_tracked``, which
-    nothing here uses, may be absent.
+    """Load the result of ``read_weights``. The state dict may lie in a checkpoint, a common prefix (``module.``, ...)
+    is removed, and the classifier is left out. All else must fit exactly; only the unused ``num_batches_tracked`` may
+    be absent.
 
     Args:
         content: a state dict, or a checkpoint that holds one: of this project or of another program.
@@ -92,18 +92,18 @@ def fit_backbone(backbone: nn.Module, content: Any, source: Path) -> str:
         what was left out, one line; empty: nothing.
 
     Raises:
-        UserError: there is no state dict, a key is missing or foreign, or a tensor has another shape.
+        UserError: there is no state dict, a key is missing or unexpected, or a tensor has another shape.
     """
     expected = backbone.state_dict()
     weights, ignored = _own_keys(_state_dict(content, source), expected, _classifiers(backbone))
     counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
     weights = counters | weights
     missing = [key for key in expected if key not in weights]
-    foreign = [key for key in weights if key not in expected]
+    unexpected = [key for key in weights if key not in expected]
     shapes = {key: (list(weights[key].shape), list(own.shape)) for key, own in expected.items() if key in weights}
     unlike = {key: (given, own) for key, (given, own) in shapes.items() if given != own}
-    if missing or foreign or unlike:
-        _refuse(source, missing, foreign, unlike)
+    if missing or unexpected or unlike:
+        _refuse(source, missing, unexpected, unlike)
     backbone.load_state_dict(weights, strict=True)
     return f"{source}: ignored: {', '.join(ignored)}" if ignored else ""
 
@@ -128,7 +128,7 @@ def backbone_weights(method: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
-    """What the keys of the classifier begin with, which the backbone does not have."""
+    """Prefixes of the classifier's keys; the backbone has no classifier."""
     names = getattr(backbone, "pretrained_cfg", {"classifier": "fc"}).get("classifier") or ()
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
@@ -149,19 +149,20 @@ def _own_keys(
 
 
 def _refuse(
-    source: Path, missing: list[str], foreign: list[str], unlike: dict[str, tuple[list[int], list[int]]]
+    source: Path, missing: list[str], unexpected: list[str], unlike: dict[str, tuple[list[int], list[int]]]
 ) -> NoReturn:
-    """Raise the error that names what does not fit first. ``unlike``: by key, the shape given and the one expected."""
+    """Raise the error that names the first keys that do not fit. ``unlike``: by key, the shape given and the one
+    expected."""
     shapes = [f"{key} is {given}, not {own}" for key, (given, own) in unlike.items()]
-    kinds = {"missing": missing, "foreign": foreign, "shape": shapes}
+    kinds = {"missing": missing, "unexpected": unexpected, "shape": shapes}
     parts = [f"{kind}: {_first(keys)}" for kind, keys in kinds.items() if keys]
-    if not missing and not foreign:
+    if not missing and not unexpected:
         parts += _hints(unlike)
     raise UserError(f"{source} does not fit model.backbone: {'; '.join(parts)}")
 
 
 def _hints(unlike: dict[str, tuple[list[int], list[int]]]) -> list[str]:
-    """What to set, if nothing but these shapes is wrong."""
+    """The keys to set, if only these shapes are wrong."""
     stems = {7: "imagenet", 3: "cifar"}  # by the side of conv1's kernel
     if list(unlike) == ["conv1.weight"]:
         given, own = (stems.get(shape[-1]) for shape in unlike["conv1.weight"])

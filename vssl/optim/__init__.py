@@ -76,9 +76,8 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a state saved on any device. Everything that the config says stays the optimizer's own, and so do its
-    tensors: torch would replace the learning rate by the checkpoint's tensor on the host, which a captured step does
-    not read.
+    """Load a state saved on any device. The optimizer keeps everything that the config sets, and its own tensors: torch
+    would replace the learning rate by the checkpoint's tensor on the host, which a captured step does not read.
 
     Raises:
         UserError: the state belongs to other groups of weights.

@@ -1,4 +1,4 @@
-"""The options that optimizers share, and what a group of weights says to an optimizer."""
+"""The options that optimizers share, and the keys of a group of weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ Group = dict[str, Any]
 class OptimOptions:
     """Optimizer, learning rate and weight decay; each optimizer has keys of its own."""
 
-    # What null means with a method whose recipe is for another optimizer.
+    # The meaning of null with a method whose recipe is for another optimizer.
     default_lr: ClassVar[float]
     default_weight_decay: ClassVar[float]
 
@@ -44,7 +44,7 @@ class OptimOptions:
         low=0.0,
         may_change=True,
     )
-    final_lr: float = option(0.0, "what the cosine falls to at the end, for a batch of 256 as lr is", low=0.0)
+    final_lr: float = option(0.0, "final value of the cosine, for a batch of 256 as lr is", low=0.0)
     warmup_epochs: float | None = option(
         None, "linear warm-up from 0; null: 10 epochs, but at most a tenth of the run", low=0.0
     )

@@ -26,11 +26,11 @@ def parameter_groups(
 ) -> list[Group]:
     """The trained weights of ``module``, by kind and by factor of the learning rate, each group in the module's order.
 
-    Kinds: ``plain`` are biases, norms, scales, position embeddings, class tokens, and what the network itself excludes
-    (``no_weight_decay()``, timm's convention): without weight decay, and without adaptation under LARS. ``decayed`` are
-    the others: matrices and kernels. With ``split_matrices`` the kind of most of these is ``matrix``; not of tables
-    of embeddings, depthwise kernels, and what a module calls a classifier (``classifier_weights()``, names of its
-    weights or patterns, as for ``no_weight_decay()``).
+    Kinds: ``plain`` are biases, norms, scales, position embeddings, class tokens, and the weights that the network
+    itself excludes (``no_weight_decay()``, timm's convention): without weight decay, and without adaptation under LARS.
+    ``decayed`` are the others: matrices and kernels. With ``split_matrices`` the kind of most of these is ``matrix``;
+    not of tables of embeddings, depthwise kernels, and the weights that a module calls a classifier
+    (``classifier_weights()``: names or patterns, as for ``no_weight_decay()``).
 
     Args:
         backbone: the part of ``module`` that ``backbone_lr_scale`` and ``layer_decay`` mean; None: neither applies.
@@ -55,7 +55,7 @@ def parameter_groups(
 
 
 def _weights(module: nn.Module) -> Iterator[_Weight]:
-    """Every weight that is trained, with its kind. What is not called a weight is an embedding, a token or a scale."""
+    """Every weight that is trained, with its kind. Parameters not named weight are embeddings, tokens or scales."""
     parts = dict(module.named_modules())
     plain, classifiers = _named_by(parts, "no_weight_decay"), _named_by(parts, "classifier_weights")
     for name, weight in module.named_parameters():
@@ -86,7 +86,7 @@ def _scales(backbone: nn.Module, options: OptimOptions) -> dict[int, float]:
 
 
 def layer_depths(backbone: nn.Module) -> dict[str, int]:
-    """How many layers lie above each weight's, by name; 0: it is in the last layer.
+    """The number of layers above each weight's own, by name; 0: it is in the last layer.
 
     The layers are timm's own, if the network has its ``group_matcher`` (each block of a ViT; final norms with the last
     layer); else, as in torchvision's ResNets, the stem and ``layer1``, ``layer2``, ...

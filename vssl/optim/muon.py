@@ -24,8 +24,8 @@ class MuonOptions(AdamWOptions):
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Nearly the orthogonal factors U V^T of matrices U S V^T: singular values become 0.68 to 1.21, but for those that
-    were less than 1/500 of the Frobenius norm. A matrix of zeros stays one.
+    """Approximate orthogonal factors U V^T of matrices U S V^T: singular values become 0.68 to 1.21, except those below
+    1/500 of the Frobenius norm. A zero matrix stays zero.
 
     Five steps of a Newton-Schulz iteration, X <- a X + b (X X^T) X + c (X X^T)^2 X, from X = M / |M| on
     (Jordan et al., Muon: An optimizer for hidden layers, https://kellerjordan.github.io/posts/muon/).
@@ -54,14 +54,14 @@ class Muon(torch.optim.Optimizer):
     B <- m B + G;  w <- (1 - lr wd) w - lr 0.2 sqrt(max(rows, columns)) orthogonalise(G + m B)
 
     (Jordan et al., as above, with Nesterov momentum). The factor of Liu et al., Muon is Scalable for LLM Training,
-    arXiv 2502.16982, section 2.2, gives updates the root mean square of AdamW's, so that rates and decay for AdamW do
-    for Muon. A kernel [out, in, k, k] is the matrix [out, in k k]. AdamW takes biases, norms, embeddings, tokens,
+    arXiv 2502.16982, section 2.2, gives updates the root mean square of AdamW's; AdamW's rates and decay therefore suit
+    Muon. A kernel [out, in, k, k] is the matrix [out, in k k]. AdamW takes biases, norms, embeddings, tokens,
     depthwise kernels, and classifiers such as DINO's prototypes, as the references do with the last layer (``matrix``
     in ``vssl.optim.groups``). There is no exception for the first layer.
 
     Matrices of the same shape are multiplied together, in bfloat16 on GPUs that have it, else in float32. If the
-    attribute ``found_inf`` is 1, no weight, momentum or other state changes. With several processes each computes all
-    updates: they get the same gradients, and so the same weights.
+    attribute ``found_inf`` is 1, no weight, momentum or other state changes. Every process computes all updates; equal
+    gradients give equal weights.
     """
 
     Options = MuonOptions

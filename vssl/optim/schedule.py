@@ -19,7 +19,7 @@ class Schedule:
         lr: peak learning rate (already scaled by the batch).
         steps: of the whole run.
         warmup_steps: of linear warm-up; the caller keeps it below ``steps``.
-        final_lr: what the cosine falls to (already scaled by the batch).
+        final_lr: final value of the cosine (already scaled by the batch).
         weight_decay: at the start.
         final_weight_decay: at the end; None: it is constant.
     """

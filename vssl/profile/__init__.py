@@ -1,1 +1,1 @@
-"""What ``vssl throughput`` measures: the stages of a run, the floors of the hardware, and how to time them."""
+"""Measurements of ``vssl throughput``: the stages of a run, the floors of the hardware, and timing."""

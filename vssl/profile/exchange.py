@@ -1,11 +1,11 @@
-"""What the processes of a run exchange in a step, and what that costs."""
+"""The exchanges between the processes of a run in a step, and their cost."""
 
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
-from vssl.collectives import rehearsal
+from vssl.collectives import dry_run
 from vssl.engine.step import TrainStep
 from vssl.profile.timing import Rate, Timer
 
@@ -21,7 +21,7 @@ def measure_exchange(
         backward: forward and backward pass of ``step`` on a cached batch and ready-made views.
         replay: times a function as the step would run it.
     """
-    with rehearsal() as exchanges:
+    with dry_run() as exchanges:
         backward()
     weights = [w for module in (step.method, step.probe) if module for w in module.parameters() if w.requires_grad]
     size = 2 if step.config.train.exchange == "bf16" else 4
@@ -32,7 +32,7 @@ def measure_exchange(
         return flat.nbytes
 
     def alone() -> None:
-        with rehearsal():
+        with dry_run():
             backward()
 
     together, apart = replay(backward), replay(alone)

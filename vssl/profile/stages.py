@@ -39,7 +39,7 @@ class StageProfiler:
     Args:
         config: as loaded; ``null`` values are resolved here.
         repeats: blocks per stage; the median is reported.
-        seconds: how long a block lasts; it has at least one batch.
+        seconds: length of a block, which has at least one batch.
         world: the processes of the run. All call every method; rates are those of all together.
 
     Attributes:

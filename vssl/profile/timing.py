@@ -15,7 +15,7 @@ __all__ = ["Rate", "Timer", "replayable"]
 
 @dataclass(frozen=True)
 class Rate:
-    """How much is done per second; low and high are the slowest and the fastest block."""
+    """Work done per second; low and high are the slowest and the fastest block."""
 
     per_second: float  # median over the blocks
     low: float
@@ -25,7 +25,7 @@ class Rate:
     cpu_cores: float  # kept busy by this process without its worker processes, in the median block
 
     def report(self) -> dict:
-        """Plain values for a report, if what is done is images."""
+        """Plain values for a report of images."""
         return {"images_per_second": self.per_second, "low": self.low, "high": self.high, "repeats": self.repeats}
 
 
@@ -36,7 +36,7 @@ class Timer:
     Args:
         repeats: number of blocks.
         seconds: how long a block should last; it has at least one call.
-        world: the processes that time together. Each makes the same calls; what they did is added up.
+        world: the processes that time together. Each makes the same calls; their work is added up.
     """
 
     device: torch.device
@@ -49,7 +49,7 @@ class Timer:
         return self.rates({"": call})[""]
 
     def rates(self, calls: Mapping[str, Callable[[], float]]) -> dict[str, Rate]:
-        """Time several calls, a block of each in turn, so that other work on the machine affects all alike."""
+        """Time several calls, a block of each in turn: other work on the machine then affects all alike."""
         counts = {name: self._calls_a_block(call) for name, call in calls.items()}
         blocks: dict[str, list[tuple[float, float, float]]] = {name: [] for name in calls}
         for _ in range(self.repeats):
@@ -79,7 +79,7 @@ class Timer:
         )
 
     def _block(self, call: Callable[[], float], calls: int) -> tuple[float, float, float]:
-        """How much was done by all, elapsed seconds, and CPU seconds (means over the processes)."""
+        """Work done by all processes, elapsed seconds, and CPU seconds (means over the processes)."""
         self._synchronize()
         self.world.agree()  # all begin together
         started, busy = time.perf_counter(), time.process_time()

@@ -1,1 +1,1 @@
-"""The page of ``vssl report``: what it measures of runs, what it concludes, and its templates."""
+"""The page of ``vssl report``: its measurements, its verdict, and its templates."""

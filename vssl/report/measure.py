@@ -1,5 +1,5 @@
-"""What the page measures of a run: a bounded number of images as the trained network, the same network before training,
-and no network at all see them."""
+"""Measurements for the page: a bounded number of images, embedded by the trained network, by the same network before
+training, and by no network (raw pixels)."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ BANK, QUERIES = 5000, 2000  # images at most
 NEIGHBOURS, _SHOWN, _VIEWED = 5, 20, 6  # neighbours per query; queries shown with them; images shown with their views
 _HELD_OUT = 0.2  # share of train that stands in for a missing val
 _PIXELS = 32  # largest side of the images that are compared by their pixels
-_SEED = 0  # selects images and draws views: the same for every run, so that runs of one data set can be compared
+_SEED = 0  # selects images and draws views; the same for every run, to compare runs on one data set
 
 NETWORKS = {
     "trained": "trained network",
@@ -40,8 +40,8 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Images:
-    """Which images were embedded: ``split`` names the packed split, ``index`` int64 [N] the places in it, in ascending
-    order, ``labels`` int64 [N] the classes (-1: none)."""
+    """Which images were embedded: ``split`` names the packed split, ``index`` int64 [N] the positions in it, in
+    ascending order, ``labels`` int64 [N] the classes (-1: none)."""
 
     split: str
     index: np.ndarray
@@ -53,12 +53,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Figures:
-    """How good one network's features are.
+    """Quality of one network's features.
 
     Attributes:
         knn: kNN accuracy of the queries as ``accuracies`` reports it; None without labels.
         correct: bool [M], whether kNN recognised a query; None without labels.
-        matched: bool [M], whether of all queries' second views the one nearest to a query's first view is its own.
+        matched: bool [M], whether the second view nearest to a query's first view is the query's own.
         rankme, effective_rank: of the queries' features, as in ``vssl.evaluation.feature_statistics``.
     """
 
@@ -71,16 +71,16 @@ class Figures:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Everything that is measured of a run.
+    """All measurements of a run.
 
     Attributes:
         packed: the data set.
-        queries, bank: the images that are looked up, and those among which they are looked up.
+        queries, bank: the images that are looked up, and the images that are searched.
         figures: by the names of ``NETWORKS``.
         features: of the queries, by the trained network, float32 [M, F].
-        shown: places of some queries, int64 [up to 20], and ``neighbours``: the places in ``bank`` of the images
-            nearest to each, [up to 20, up to 5], with their cosine ``similarity``.
-        viewed: places of some queries, int64 [up to 6], and ``views``: of each view, full ones first, uint8
+        shown: rows of some queries, int64 [up to 20], and ``neighbours``: the rows in ``bank`` of the images nearest to
+            each, [up to 20, up to 5], with their cosine ``similarity``.
+        viewed: rows of some queries, int64 [up to 6], and ``views``: of each view, full ones first, uint8
             [up to 6, side, side, 3].
     """
 
@@ -163,7 +163,7 @@ def measure(model: Pretrained, packed: Packed) -> Measurement:
 def _untrained(model: Pretrained, packed: Packed) -> nn.Module:
     """The backbone that the run began with, its BatchNorm statistics measured on augmented views of train.
 
-    Training also measures these statistics, which alone makes features more useful and multiplies their RankMe.
+    Training also measures these statistics; they alone make features more useful and multiply their RankMe.
     Without them, a run that learned nothing would seem to have helped.
     """
     backbone = initial_method(model.config).student.backbone.to(model.device)
@@ -213,8 +213,8 @@ def _embed_split(model: Pretrained, networks: _SideBySide, packed: Packed, split
 def _embed_views(
     model: Pretrained, networks: _SideBySide, packed: Packed, images: Images, viewed: np.ndarray
 ) -> tuple[Tensor, list[Tensor]]:
-    """Features [V, M, sum of widths] of the full views of each of the images, and all views of those at the places
-    ``viewed`` as pixels, uint8 [len(viewed), side, side, 3] of each view."""
+    """Features [V, M, sum of widths] of the full views of each of the images, and all views of the rows ``viewed`` as
+    pixels, uint8 [len(viewed), side, side, 3] of each view."""
     wanted = torch.from_numpy(images.index).to(model.device)
     drawn = wanted[viewed]
     features, pictures = [], []
@@ -241,5 +241,5 @@ def _loader(model: Pretrained, packed: Packed, split: str, limit: int) -> contex
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most ``most`` places spread evenly over ``range(count)``, ascending."""
+    """At most ``most`` indices spread evenly over ``range(count)``, ascending."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))

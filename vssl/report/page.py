@@ -84,7 +84,7 @@ def _figures(runs: dict[str, Run]) -> Rows:
 
 
 def _hits(hits: Tensor | None, others: Tensor | None) -> list[str]:
-    """The share of hits and how much larger it is than that of ``others``, bool [N]; None: does not exist."""
+    """The share of hits and its difference to that of ``others``, bool [N]; None if there are none."""
     gain = _NONE if hits is None or others is None else str(difference(hits, others))
     return [_NONE if hits is None else str(share(hits)), gain]
 
@@ -112,8 +112,8 @@ def _number(points: dict[float, float], epoch: float) -> str:
 
 def _thin(values: Sequence[float]) -> list[float]:
     """At most ``_POINTS`` of the values, spread evenly, the first and the last among them."""
-    places = spread(len(values), _POINTS)
-    return [values[place] for place in places]
+    indices = spread(len(values), _POINTS)
+    return [values[index] for index in indices]
 
 
 def _throughput(runs: dict[str, Run]) -> Rows:

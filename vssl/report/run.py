@@ -1,4 +1,4 @@
-"""A run as the page describes it: what it recorded, and what is measured of it."""
+"""A run as the page describes it: its records and its measurements."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the page shows of a run's images: neighbours, map, certainty, views."""
+"""The sections of the page about a run's images: neighbours, map, certainty, views."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _COLOURS = 20  # classes with a colour of their own
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Some images, each with those that the trained network finds most similar."""
+    """Some images, each with its nearest neighbours by the trained network."""
 
     labelled: bool
     same: int  # neighbours of the query's class
@@ -73,24 +73,24 @@ class Shown:
 
 
 def show_images(run: Run) -> Shown:
-    """What the page shows of a run's images."""
+    """The sections of the page about a run's images."""
     measured = run.measured
     return Shown(_neighbours(measured), _map(measured), _certainty(run), _views(measured))
 
 
-def _read(measured: Measurement, images: Images, places: Iterable[int]) -> list[np.ndarray]:
+def _read(measured: Measurement, images: Images, rows: Iterable[int]) -> list[np.ndarray]:
     """Pixels uint8 [H, W, 3] of some images."""
     reader = open_reader(measured.packed, images.split)
     try:
-        return [reader.image(int(images.index[place])) for place in places]
+        return [reader.image(int(images.index[row])) for row in rows]
     finally:
         reader.close()
 
 
-def _name(measured: Measurement, images: Images, place: int) -> str:
+def _name(measured: Measurement, images: Images, row: int) -> str:
     """The class of an image, or its number in its split where there are no labels."""
-    label = int(images.labels[place])
-    return measured.packed.classes[label] if label >= 0 else f"no. {int(images.index[place])}"
+    label = int(images.labels[row])
+    return measured.packed.classes[label] if label >= 0 else f"no. {int(images.index[row])}"
 
 
 def _neighbours(measured: Measurement) -> Neighbours:
@@ -100,8 +100,8 @@ def _neighbours(measured: Measurement) -> Neighbours:
         shown, _read(measured, queries, shown), measured.neighbours.tolist(), measured.similarity.tolist(), strict=True
     ):
         own, neighbours = _name(measured, queries, query), []
-        for place, neighbour, similarity in zip(near, _read(measured, bank, near), alike, strict=True):
-            name = _name(measured, bank, place)
+        for row, neighbour, similarity in zip(near, _read(measured, bank, near), alike, strict=True):
+            name = _name(measured, bank, row)
             mark = " ✓" if measured.labelled and name == own else ""
             same += bool(mark)
             caption = f"{name}{mark}, {similarity:.2f}"
@@ -144,11 +144,11 @@ def _certainty(run: Run) -> Certainty | None:
     score = posterior.logvar.mean(dim=1)
     order = score.argsort().tolist()
 
-    def pictures(places: list[int], kind: str) -> list[Picture]:
-        named = [(place, _name(measured, measured.queries, place)) for place in places]
+    def pictures(rows: list[int], kind: str) -> list[Picture]:
+        named = [(row, _name(measured, measured.queries, row)) for row in rows]
         return [
-            embed_picture(pixels, f"{kind} certain: {name}", f"{name}, {score[place].item():.2f}")
-            for (place, name), pixels in zip(named, _read(measured, measured.queries, places), strict=True)
+            embed_picture(pixels, f"{kind} certain: {name}", f"{name}, {score[row].item():.2f}")
+            for (row, name), pixels in zip(named, _read(measured, measured.queries, rows), strict=True)
         ]
 
     rows: list[list[object]] = []
@@ -166,8 +166,8 @@ def _certainty(run: Run) -> Certainty | None:
 def _views(measured: Measurement) -> Views:
     viewed, rows = measured.viewed.tolist(), []
     pictures = _read(measured, measured.queries, viewed)
-    for place, pixels, views in zip(viewed, pictures, zip(*measured.views, strict=True), strict=True):
-        name = _name(measured, measured.queries, place)
+    for row, pixels, views in zip(viewed, pictures, zip(*measured.views, strict=True), strict=True):
+        name = _name(measured, measured.queries, row)
         row = [embed_picture(view.numpy(), f"view {number} of {name}") for number, view in enumerate(views, 1)]
         rows.append((embed_picture(pixels, f"image: {name}", name), row))
     return Views([f"View {number + 1}" for number in range(len(measured.views))], rows)

@@ -1,4 +1,4 @@
-"""What the figures of a run say: one sentence, whose wording depends on the figures and their standard errors."""
+"""The verdict on a run: one sentence that depends on its figures and their standard errors."""
 
 import math
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def share(hits: Tensor) -> Share:
 
 
 def difference(hits: Tensor, others: Tensor) -> Difference:
-    """How much larger the share of ``hits`` is than that of ``others``, bool [N] of the same images.
+    """The share of ``hits`` minus that of ``others``, bool [N] of the same images.
 
     Both results are for the same images, so only images on which they disagree matter (McNemar's test, Psychometrika
     12, 1947). Let b and c count the images that only one of them hits. If nothing differs, such an image is equally

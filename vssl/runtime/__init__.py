@@ -1,1 +1,1 @@
-"""What engine and evaluation both stand on: device, precision, CUDA graphs, processes."""
+"""Shared by engine and evaluation: device, precision, CUDA graphs, processes."""

@@ -23,7 +23,7 @@ def repeat_bits() -> None:
 
     Call it before the GPU is used. An operation that has no such algorithm raises RuntimeError.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(True)  # in cuDNN too
     torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, with many kernels
     torch._inductor.config.deterministic = True  # compiled code chooses none of its kernels by their time

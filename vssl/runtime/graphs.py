@@ -11,7 +11,7 @@ _graphs: "weakref.WeakSet[torch.cuda.CUDAGraph]" = weakref.WeakSet()
 
 
 def warm_up_calls(distributed: bool = False) -> int:
-    """How many calls run as usual before a capture: lazy initialisation, compilation and autotuning must not be
+    """The number of ordinary calls before a capture: lazy initialisation, compilation and autotuning must not be
     captured; where gradients are exchanged, DistributedDataParallel arranges its buckets and times itself in its first
     ten."""
     return 11 if distributed else 3

@@ -42,7 +42,7 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the scale fell below 1: then it is not the scale that makes values overflow. Needs a host sync."""
+        """Whether the scale fell below 1: then values overflow for another reason. Needs a host sync."""
         return self.enabled and self.scale.item() < 1.0
 
     def update(self, found_inf: Tensor) -> None:

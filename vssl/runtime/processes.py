@@ -16,7 +16,7 @@ from vssl.runtime.graphs import release_graphs
 
 __all__ = ["World", "join_world"]
 
-_FAREWELL = timedelta(seconds=20)  # how long a failing process waits until the others know of it
+_FAREWELL = timedelta(seconds=20)  # how long a failing process waits for the others to notice
 
 
 class _PeerFailedError(Exception):
@@ -30,8 +30,8 @@ class _PeerFailedError(Exception):
 class World:
     """This process and its place among those of the run. ``World()`` is a single process, which exchanges nothing.
 
-    Decisions of the host (stop, failure) use a gloo group of their own. So the device's queue never waits for them, and
-    a failing process can report it whatever the others are doing. All methods but ``claim`` and ``fail`` are
+    Decisions of the host (stop, failure) use their own gloo group: the device's queue never waits for them, and a
+    failing process can report it whatever the others are doing. All methods but ``set_device`` and ``fail`` are
     collective: every process calls them in the same order. ``agree`` and the methods that call it end this process
     quietly when another one has failed.
 
@@ -58,7 +58,7 @@ class World:
         """Whether this process is the one that writes, logs and exports."""
         return self.rank == 0
 
-    def claim(self, device: torch.device) -> None:
+    def set_device(self, device: torch.device) -> None:
         """Select this process's own GPU. Raises UserError if the machine has fewer GPUs than processes."""
         if self.size > 1 and device.type == "cuda":
             if self.local_rank >= torch.cuda.device_count():
@@ -69,7 +69,7 @@ class World:
             torch.cuda.set_device(self.local_rank)
 
     def agree(self, signal: int = 0) -> int:
-        """Wait for every process and return the greatest of their ``signal``s, so that all react at the same step."""
+        """Wait for every process and return the greatest ``signal``; all processes then react at the same step."""
         if not self.distributed:
             return signal
         signal, user_error, crash = self._vote(signal, 0, 0)
@@ -78,7 +78,7 @@ class World:
         return signal
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's ``value``; what the others pass is ignored."""
+        """The first process's ``value``; the others' are ignored."""
         if not self.distributed:
             return value
         self.agree()
@@ -87,7 +87,7 @@ class World:
         return values[0]
 
     def collect(self, value: Any) -> list:
-        """What every process passes as ``value``, in the order of ranks."""
+        """The ``value`` of every process, in the order of ranks."""
         if not self.distributed:
             return [value]
         self.agree()
@@ -175,12 +175,12 @@ def join_world(alone: bool = False) -> Iterator[World]:
         return
     store, rank, _ = next(dist.rendezvous("env://")) if size > 1 else (dist.HashStore(), 0, 1)
     # torchrun keeps one store for all its attempts, which still holds the addresses of dead processes: each attempt
-    # needs its own prefix. Every machine's torchrun counts restarts for itself, so that the count is a common name
-    # only on a single machine.
+    # needs its own prefix. Every machine's torchrun counts restarts for itself: the count is a common name only on a
+    # single machine.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if here == size:
         store = dist.PrefixStore(f"attempt-{restarts}", store)
-    # NCCL looks for a GPU per process at once; with fewer, ``claim`` has the better message, or the run is on the CPU.
+    # NCCL requires a GPU per process at once. With fewer, ``set_device`` raises a better message, or the CPU is used.
     nccl = torch.cuda.is_available() and dist.is_nccl_available() and torch.cuda.device_count() >= here
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size)
     world = World(

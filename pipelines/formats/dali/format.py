@@ -32,7 +32,7 @@ _OVERHEAD = 4 * _BLOCK  # per sample, at most: two headers, a label, and the pad
 
 
 class Table(NamedTuple):
-    """Where the samples of a split lie; arrays of N."""
+    """Labels, sizes and locations of a split's samples; arrays of N."""
 
     labels: np.ndarray  # int64, -1: none
     sizes: np.ndarray  # int32 [N, 2], height and width
@@ -151,7 +151,7 @@ def iter_samples(folder: Path, split: str, start: int, stop: int) -> Iterator[Sa
     """Samples ``start`` to ``stop`` as they are stored, PNG files as the pixels they were made of.
 
     Raises:
-        UserError: a header, a label or a PNG file is not what the tables say, or a sample does not match its checksum.
+        UserError: a header, a label or a PNG file contradicts the tables, or a sample does not match its checksum.
     """
     labels = open_array(folder / f"{split}-labels.npy", np.int64, (None,))
     sizes = open_array(folder / f"{split}-sizes.npy", np.int32, (len(labels), 2))

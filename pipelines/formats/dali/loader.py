@@ -41,7 +41,7 @@ class DaliLoader(BaseLoader):
         self._shape = (2 if self._crops else 1, *shape, 3)
         self._shrinks = not self._crops and bool(self._reader.sizes.max() > self._data.canvas)
         self._waiting: deque[np.ndarray] = deque()  # batches that DALI has not started
-        self._inputs: deque[tuple] = deque()  # of the batches it has started; it reads them in place
+        self._inputs: deque[tuple] = deque()  # of the batches that it has started and reads in place
         self._failure = ""  # why the first waiting batch cannot be started
         self._pipeline: Any = self._build()  # None after an error
 

@@ -35,7 +35,7 @@ _MIN_PAGE, _PAGE = 2**21, 2**23  # ffcv's minimum and default
 
 
 class Table(NamedTuple):
-    """What a .beton file states about its samples; arrays of N."""
+    """The table of a .beton file's samples; arrays of N."""
 
     labels: np.ndarray  # int64, -1: none
     sizes: np.ndarray  # int32 [N, 2], height and width
@@ -153,7 +153,7 @@ def read_table(path: Path) -> Table:
     sizes = np.stack([image["height"], image["width"]], axis=1).astype(np.int32)
     check((allocations["sample"] == np.arange(count)).all(), "its allocation table is out of order")
     check((image["start"] == starts).all(), "its two tables disagree")
-    # Unsigned numbers: compared so that nothing overflows.
+    # The numbers are unsigned; these comparisons cannot overflow.
     inside = (starts <= end) & (lengths <= np.uint64(end) - np.minimum(starts, end)) & (lengths > 0)
     check(bool(inside.all()), "an image's data lie outside the file")
     starts, lengths = starts.astype(np.int64), lengths.astype(np.int64)

@@ -61,7 +61,7 @@ class BetonReader:
         stored = self._stored(index)
         if not self.jpeg[index]:
             return stored.reshape(height, width, 3)
-        # Before decoding: with too small a scratch this raises, so that nothing is written beyond it.
+        # Before decoding: this raises if the result does not fit into the scratch.
         pixels = scratch[: 3 * -(-height // denominator) * -(-width // denominator)]
         pixels = pixels.reshape(-(-height // denominator), -(-width // denominator), 3)
         start, length, whole = int(self._starts[index]), len(stored), (height, width)

@@ -19,7 +19,7 @@ _CHUNK = 1024  # images copied to the device at once
 _HEADROOM = 0.9  # largest share of the free device memory that the images may take; the model needs memory too
 
 
-# The pixels that open loaders hold, by file and device: evaluation reads the training split that is there already.
+# The pixels that open loaders hold, by file and device: evaluation shares the training split with the training.
 _pixels: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 
 

@@ -70,7 +70,7 @@ def test_hardly_more_images_than_the_recipe_blurs_pass_through_the_filter(
 ) -> None:
     config = AugmentConfig(blur=shares)
     blur = GaussianBlur(config, view_groups(config, 32)[0])
-    sigma = blur.sample(Draws(0, 0, torch.arange(200), streams=(0, 1), places={}))
+    sigma = blur.sample(Draws(0, 0, torch.arange(200), streams=(0, 1), offsets={}))
     images = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with Filtered() as filtered:
         planes = blur.apply(images.unbind(1), sigma)

@@ -223,7 +223,7 @@ def test_an_operation_that_no_view_gets_is_neither_drawn_nor_applied(views: int)
 def test_drawn_crops_of_another_size_are_refused() -> None:
     pixels, size = canvas(2, 32, 32, views=2)
     augment = Augment(CIFAR, 24)
-    with pytest.raises(ValueError, match="must have 24 pixels a side"):
+    with pytest.raises(ValueError, match="must have 24 pixels per side"):
         augment.views(pixels, size, torch.arange(2), 0, 0)
 
 

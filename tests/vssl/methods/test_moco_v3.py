@@ -28,7 +28,7 @@ class SecondOfTwo(Peers):
     def gather(self, rows):
         return torch.cat([next(self.first), rows])
 
-    def places(self, rows):
+    def own_rows(self, rows):
         return len(rows) + torch.arange(len(rows))
 
 

@@ -101,7 +101,7 @@ def changed(state, remove=(), **add):
         (lambda s: changed(s, ["conv1.weight"]), "missing: conv1.weight$"),
         (lambda s: changed(s, ["bn1.running_mean"]), "missing: bn1.running_mean$"),
         (lambda s: changed(s, list(s)[1:]), r"missing: bn1.weight, bn1.bias, bn1.running_mean and \d+ more$"),
-        (lambda s: s | {"projector.weight": torch.zeros(1)}, "foreign: projector.weight$"),
+        (lambda s: s | {"projector.weight": torch.zeros(1)}, "unexpected: projector.weight$"),
         (lambda s: s | {"bn1.weight": torch.zeros(9)}, r"shape: bn1.weight is \[9\], not \[16\]$"),
         (
             lambda s: s | {"conv1.weight": torch.zeros(16, 3, 5, 5)},
@@ -110,7 +110,7 @@ def changed(state, remove=(), **add):
         # A prefix is not removed from some of the keys.
         (
             lambda s: prefixed("backbone.", s) | {"head.0.bias": torch.zeros(1)},
-            "missing: conv1.weight, .*; foreign: ba",
+            "missing: conv1.weight, .*; unexpected: ba",
         ),
     ],
 )

@@ -19,12 +19,12 @@ PROTOCOLS = {
 
 def find_protocol(name: str) -> type[EvaluationProtocol]:
     """The class of one of ``PROTOCOLS`` or at ``package.module:NAME``. Raises UserError as ``find_part``."""
-    places = {name: f"{__name__}.{name}:{member}" for name, member in PROTOCOLS.items()}
-    return find_part("--protocol", name, places, EvaluationProtocol)
+    import_paths = {name: f"{__name__}.{name}:{member}" for name, member in PROTOCOLS.items()}
+    return find_part("--protocol", name, import_paths, EvaluationProtocol)
 
 
 def build_protocol(name: str, overrides: Sequence[str] = ()) -> EvaluationProtocol:
-    """A protocol with its options, of which ``protocol.key=value`` overrides change the defaults.
+    """A protocol with its options: the defaults, changed by ``protocol.key=value`` overrides.
 
     Raises:
         UserError: there is no such protocol, or as ``vssl.config.read_overrides``.
@@ -34,7 +34,7 @@ def build_protocol(name: str, overrides: Sequence[str] = ()) -> EvaluationProtoc
 
 
 def explain_protocols() -> str:
-    """What each of ``PROTOCOLS`` measures, and its keys."""
+    """A description of each of ``PROTOCOLS``, and its keys."""
     lines = []
     for name in PROTOCOLS:
         protocol = find_protocol(name)

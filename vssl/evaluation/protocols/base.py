@@ -15,7 +15,7 @@ class ProtocolOptions:
 
 
 class EvaluationProtocol(ABC):
-    """A way to judge a trained model. The first line of its docstring says what it measures.
+    """A way to judge a trained model. The first line of its docstring appears in ``--help``.
 
     Args:
         options: an instance of ``Options``; None: its defaults.

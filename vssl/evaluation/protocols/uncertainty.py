@@ -1,4 +1,4 @@
-"""Is the variance an uncertainty? Errors, calibration, corruptions and foreign images, with controls."""
+"""Is the variance an uncertainty? Errors, calibration, corruptions and out-of-distribution images, with controls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from vssl.evaluation.uncertainty import (
 __all__ = ["Uncertainty", "UncertaintyOptions"]
 
 CORRUPTED = 500  # images, each in 20 states
-MEANINGLESS = 0.1  # a rank correlation of variance and error below this says nothing
+MEANINGLESS = 0.1  # below this rank correlation with the error, the variance is uninformative
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class UncertaintyOptions(ProtocolOptions):
 
 
 class Uncertainty(EvaluationProtocol):
-    """What the variance of each embedding knows: selective accuracy, corruptions, out-of-distribution images.
+    """Quality of each embedding's variance: selective accuracy, corruptions, out-of-distribution images.
 
     For methods whose ``posterior`` and ``predict`` give a variance.
     """
@@ -47,7 +47,7 @@ class Uncertainty(EvaluationProtocol):
         """For each of ``uncertainty_scores`` its ``score_report`` and, under ``corruptions``, the rank correlation with
         the strength of each; R@1; the calibration, which compares the predicted variance with the observed squared
         error."""
-        foreign = open_packed(self.options.ood) if self.options.ood else None
+        ood = open_packed(self.options.ood) if self.options.ood else None
         method = evaluation.model.trained_method()
         bank, _ = evaluation.features("train")
         features, labels = evaluation.features("val")
@@ -61,10 +61,10 @@ class Uncertainty(EvaluationProtocol):
         correct, found = votes.argmax(dim=1) == labels, nearest_is_right(features, labels)
         report = evaluation.report("uncertainty", votes, labels) | {"r_at_1": found.float().mean().item()}
         theirs = None
-        if foreign is not None:
-            split = "val" if "val" in foreign.splits else "train"
-            theirs = scores(evaluation.extract(foreign, split)[0])
-            report["ood"] = {"dataset": foreign.dataset, "split": split, "count": len(theirs["variance"])}
+        if ood is not None:
+            split = "val" if "val" in ood.splits else "train"
+            theirs = scores(evaluation.extract(ood, split)[0])
+            report["ood"] = {"dataset": ood.dataset, "split": split, "count": len(theirs["variance"])}
         report["scores"] = {
             name: score_report(correct, found, score, None if theirs is None else theirs[name])
             for name, score in scores(features).items()
@@ -133,7 +133,7 @@ def _errors(evaluation: OfflineEvaluation) -> tuple[Tensor, Tensor]:
 
 
 def _warnings(report: dict) -> list[str]:
-    """Where the variance means nothing, in words."""
+    """Warnings, as text, where the variance is uninformative."""
     variance, lines = report["scores"]["variance"], []
     if report["calibration"]["correlation"] < MEANINGLESS:
         lines.append("warning: the variance does not follow the error that it should predict")
