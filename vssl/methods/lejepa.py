@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.batch import Views
-from pipelines.inductor_hints import stored
+from pipelines.inductor_hints import materialised
 from pipelines.options import option
 from pipelines.rng import normal
 from vssl.collectives import Peers
@@ -30,7 +30,7 @@ _ALONE = Peers()
 def slices(keys: Keys, dimensions: int, count: int) -> Tensor:
     """``count`` random directions of a step, unit vectors float32 [dimensions, count]: the same on all processes."""
     # Materialised: Triton would compute an arange, and the hash of it, in 32 bits.
-    number = stored(torch.arange(count, device=keys.step.device))
+    number = materialised(torch.arange(count, device=keys.step.device))
     return F.normalize(normal(keys.seed, keys.step, number, _SLICE_STREAM, dimensions), dim=1).T
 
 

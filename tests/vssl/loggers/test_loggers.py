@@ -167,7 +167,7 @@ def test_an_own_logger_must_be_one(config, own):
     with pytest.raises(UserError, match=r"own_loggers:Logging: own_loggers has no Logging"):
         Trainer(config("train.loggers=[own_loggers:Logging]")).fit()
     with pytest.raises(UserError, match=r"Path is not a subclass of vssl\.loggers\.base\.Logger"):
-        Trainer(config("train.loggers=[pathlib:Path]", "run.dir=other")).fit()
+        Trainer(config("train.loggers=[pathlib:Path]", f"run.dir={tmp_path / 'other'}")).fit()
 
 
 def scalars(run, tag):
