@@ -18,7 +18,7 @@ from pipelines.errors import run_command
 from tools.bench import loaders, methods
 from vssl.commands.arguments import positive, whole
 from vssl.commands.results import add_json, add_plot
-from vssl.config import add_config_arguments
+from vssl.config_arguments import add_config_arguments
 from vssl.engine.config import Config
 from vssl.methods import COMPARED
 

@@ -16,7 +16,8 @@ from pipelines.files import write_json
 from tools.bench import step
 from vssl.commands.arguments import positive, whole
 from vssl.commands.results import add_json, check_outputs, report_head
-from vssl.config import ConfigParser, to_dict
+from vssl.config import to_dict
+from vssl.config_arguments import ConfigParser
 from vssl.engine.config import Config, load_config, resolve
 from vssl.runtime.device import resolve_device
 

@@ -4,36 +4,34 @@ A config is a tree of frozen dataclasses: sections whose fields are made by ``pi
 works for any sections; ``vssl.engine.config`` defines those of this project.
 """
 
-import argparse
 import dataclasses
 import difflib
 import math
 import os
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from pipelines.errors import UserError
-from pipelines.options import bounds_of, check_value, default_of, help_of, is_path, may_change, option
+from pipelines.options import bounds_of, check_value, default_of, help_of, is_path, option
 from pipelines.parts import OWN, is_own, must_be
 
 __all__ = [
-    "ConfigParser",
-    "add_config_arguments",
-    "explain",
-    "explain_keys",
+    "all_keys",
+    "default_section",
     "from_dict",
     "options_of",
     "read_config",
     "read_overrides",
+    "shipped_names",
     "to_dict",
     "to_yaml",
+    "type_name",
     "value_to_yaml",
     "variants",
 ]
@@ -113,7 +111,7 @@ def _choose_variant(field: dataclasses.Field, values: dict, section: str, others
     """
     classes, find, implied = (field.metadata[key] for key in ("variants", "find", "implied"))
     classes = classes()
-    name = values.get("name", _default(field).name)
+    name = values.get("name", default_section(field).name)
     if name is None and implied is not None:
         name = implied(others)
     if find is not None and is_own(name):
@@ -128,7 +126,7 @@ def _choose_variant(field: dataclasses.Field, values: dict, section: str, others
     return classes[name]
 
 
-def _default(section: dataclasses.Field) -> Any:
+def default_section(section: dataclasses.Field) -> Any:
     """The section with all its defaults."""
     factory: Any = section.default_factory  # a section always has one
     return factory()
@@ -143,7 +141,8 @@ def _is_union(expected: Any) -> bool:
     return typing.get_origin(expected) in (types.UnionType, typing.Union)
 
 
-def _type_name(expected: Any) -> str:
+def type_name(expected: Any) -> str:
+    """A field's type in words, for messages and the page of keys."""
     if typing.get_origin(expected) is Literal:
         return " or ".join(map(str, typing.get_args(expected)))
     if typing.get_origin(expected) is tuple and ... in typing.get_args(expected):
@@ -151,7 +150,7 @@ def _type_name(expected: Any) -> str:
     if typing.get_origin(expected) is tuple:
         return f"a list of {len(typing.get_args(expected))} numbers"
     if _is_union(expected):
-        return " or ".join("null" if t is type(None) else _type_name(t) for t in typing.get_args(expected))
+        return " or ".join("null" if t is type(None) else type_name(t) for t in typing.get_args(expected))
     if expected is dict:
         return "a mapping of names to plain values"
     return {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}[expected.__name__]
@@ -186,7 +185,7 @@ def _convert(key: str, value: Any, expected: Any) -> Any:
             return {name: _plain(f"{key}.{name}", item) for name, item in value.items()}
     elif type(value) is expected:
         return value
-    raise UserError(f"{key} must be {_type_name(expected)}, not {value!r}")
+    raise UserError(f"{key} must be {type_name(expected)}, not {value!r}")
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -200,20 +199,20 @@ def _plain(key: str, value: Any) -> Any:
     raise UserError(f"{key} must be a number, text, true, false, null or a list of them, not {value!r}")
 
 
-def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
+def all_keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, str]]:
     """Every key, its field, and the names of the variants that have it ("": all of them, or no variant key)."""
     for field in dataclasses.fields(schema):
         key = prefix + field.name
         if "variants" in field.metadata:
             yield from _fields_of_variants(field, key + ".")
         elif dataclasses.is_dataclass(field.type):
-            yield from _fields(field.type, key + ".")
+            yield from all_keys(field.type, key + ".")
         else:
             yield key, field, ""
 
 
 def _fields_of_variants(section: dataclasses.Field, prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
-    classes, default = section.metadata["variants"](), _default(section)
+    classes, default = section.metadata["variants"](), default_section(section)
     (named,) = (field for field in dataclasses.fields(default) if field.name == "name")
     words = [*classes, *([OWN] if section.metadata["find"] else [])]
     words += ["null"] if section.metadata["implied"] else []
@@ -236,7 +235,7 @@ def _unknown(key: str, schema: type, more: Sequence[str] = ()) -> UserError:
 
     ``more``: keys of a section that the schema does not list, because the user's own code defines it.
     """
-    keys = [*more, *(name for name, _, _ in _fields(schema) if name not in more)]
+    keys = [*more, *(name for name, _, _ in all_keys(schema) if name not in more)]
     near = difflib.get_close_matches(key, keys + [k.split(".")[0] for k in keys], n=1, cutoff=0.0)[0]
     same_name = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
     return UserError(f"unknown config key {key!r}; did you mean {(same_name or [near])[0]!r}?")
@@ -325,7 +324,7 @@ def _override(schema: type[Schema], values: dict, overrides: Sequence[str]) -> S
             raise UserError(f"override {override!r}: the value is not valid YAML") from error
         section, dot, name = key.partition(".")
         if not dot and section in _names(schema):
-            first = next(k for k, _, _ in _fields(schema) if k.startswith(f"{section}."))
+            first = next(k for k, _, _ in all_keys(schema) if k.startswith(f"{section}."))
             raise UserError(f"{section} is a section of keys: write one of them, such as {first}=VALUE")
         if section not in _names(schema):
             raise _unknown(key, schema)
@@ -343,111 +342,16 @@ def _find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.exists() or path.suffix or path.name != str(path):
         return path
-    if path.name not in _shipped_names():
-        raise UserError(f"no config {path.name!r}: give a YAML file, or one of {', '.join(_shipped_names())}")
+    if path.name not in shipped_names():
+        raise UserError(f"no config {path.name!r}: give a YAML file, or one of {', '.join(shipped_names())}")
     return _SHIPPED / f"{path.name}.yaml"
 
 
-def _shipped_names() -> list[str]:
+def shipped_names() -> list[str]:
     return sorted(file.stem for file in _SHIPPED.glob("*.yaml"))
-
-
-def explain(schema: type) -> str:
-    """All keys in Markdown, one table per section: type, bounds, default, and the explanation of the field."""
-    lines = [
-        "# Configuration",
-        "",
-        "Every key, as `section.key=value` on the command line or in a YAML file (`train.py --help-config` prints this",
-        "page). `null` means the method's own published recipe. A resumed run may change the keys marked with * and no",
-        "others.",
-        "",
-    ]
-    rows: dict[str, list[str]] = {}
-    for key, field, owners in _fields(schema):
-        section, name = key.split(".")
-        default = value_to_yaml(default_of(field))
-        sentence = help_of(field) + (f" ({owners})" if owners else "")
-        mark = "*" if may_change(field) else ""
-        cells = (f"`{name}`{mark}", _accepted(field), f"`{default}`", sentence)
-        rows.setdefault(section, []).append("| " + " | ".join(cells) + " |")
-    documents = {f.name: _document(f) for f in dataclasses.fields(schema)}
-    for section, table in rows.items():
-        lines += [f"## {section}", "", documents[section], "", "| key | value | default | |", "|---|---|---|---|"]
-        lines += [*table, ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def explain_keys(schema: type) -> list[str]:
-    """A line of plain text for each key, with its default."""
-    return [
-        f"{key}={value_to_yaml(default_of(field))}  {help_of(field)} ({_accepted(field)})"
-        for key, field, _ in _fields(schema)
-    ]
-
-
-def _document(field: dataclasses.Field) -> str:
-    """The description of a section: the docstring of its dataclass."""
-    section = field.type if isinstance(field.type, type) else type(_default(field))
-    return " ".join((section.__doc__ or "").split())
-
-
-def _accepted(field: dataclasses.Field) -> str:
-    """Type and bounds of a field, as text for the table."""
-    bounds, text = bounds_of(field), _type_name(field.type)
-    if bounds.words:
-        listed = "a list of " if typing.get_origin(field.type) is tuple else ""
-        text = listed + " or ".join(bounds.words)
-    if bounds.high < math.inf:
-        text += f", {bounds.low:g} to {bounds.high:g}"
-    elif bounds.low > -math.inf:
-        text += f", at least {bounds.low:g}"
-    return text
 
 
 def value_to_yaml(value: Any) -> str:
     """A single value as a config file writes it."""
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
-
-
-class ConfigParser(argparse.ArgumentParser):
-    """The argument parser of a program that takes ``-c FILE [key=value ...]``, and ``--help-config``.
-
-    ``parse_config_args`` gives the parsed arguments (``config`` and ``overrides`` among them). A config key written as
-    a flag (``--epochs 3``) is an error that shows the right form (``train.epochs=3``).
-    """
-
-    def __init__(self, schema: type, **options: Any) -> None:
-        super().__init__(**options)
-        self.schema = schema
-        add_config_arguments(self, schema)
-
-    def parse_config_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-        self._words = list(sys.argv[1:] if arguments is None else arguments)
-        return self.parse_intermixed_args(self._words)
-
-    def error(self, message: str) -> NoReturn:
-        for place, word in enumerate(getattr(self, "_words", [])):
-            flag, equals, value = word.partition("=")
-            name = flag.lstrip("-").replace("-", "_")
-            keys = [key for key, _, _ in _fields(self.schema) if name in (key, key.split(".")[-1])]
-            if flag.startswith("--") and flag not in self._option_string_actions and keys:
-                following = self._words[place + 1 : place + 2]
-                value = value if equals else (following[0] if following else "VALUE")
-                super().error(f"{flag} is not a flag but a config key: write {keys[0]}={value}")
-        super().error(message)
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, schema: type) -> None:
-    """Add ``-c FILE [key=value ...]`` and ``--help-config``."""
-    shipped = f"a YAML file, or one of {', '.join(_shipped_names())}"
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help=shipped)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.dir=c10 train.epochs=10")
-    help = "explain every config key and stop"
-    parser.add_argument("--help-config", action=_HelpConfig, nargs=0, const=schema, help=help)
-
-
-class _HelpConfig(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(explain(self.const), end="")
-        parser.exit()

@@ -20,7 +20,7 @@ COMMON = ("torch", "torchvision.transforms.v2", "torch.utils.data", "numpy", "PI
 # From the bottom up: a module imports from its own tier and from those below it.
 TIERS = (
     ("pipelines",),
-    ("vssl.config", "vssl.collectives", "vssl.charts"),
+    ("vssl.config", "vssl.config_arguments", "vssl.collectives", "vssl.charts"),
     ("vssl.runtime",),
     ("vssl.models", "vssl.optim"),
     ("vssl.methods",),

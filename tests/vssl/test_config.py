@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from pipelines.errors import UserError
-from vssl.config import ConfigParser, explain, from_dict, to_dict, to_yaml
+from vssl.config import from_dict, to_dict, to_yaml
+from vssl.config_arguments import ConfigParser, explain
 from vssl.engine.config import Config, load_config, resolve
 from vssl.methods import METHODS
 

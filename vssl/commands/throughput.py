@@ -17,7 +17,7 @@ from pipelines.files import write_atomically, write_json
 from vssl.charts import save_chart
 from vssl.commands.arguments import positive, whole
 from vssl.commands.results import add_json, add_plot, check_outputs, report_head
-from vssl.config import ConfigParser
+from vssl.config_arguments import ConfigParser
 from vssl.engine.config import Config, load_config
 from vssl.profile.charts import draw_stages
 from vssl.profile.stages import StageProfiler

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vssl.config import ConfigParser, to_yaml
+from vssl.config import to_yaml
+from vssl.config_arguments import ConfigParser
 from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.trainer import Stopped, Trainer
 from vssl.runtime.processes import World, join_world

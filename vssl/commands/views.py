@@ -20,7 +20,7 @@ from pipelines.files import check_writable, write_atomically
 from pipelines.formats.packed import open_reader
 from pipelines.loading.build import build_loader
 from vssl.commands.arguments import whole
-from vssl.config import ConfigParser
+from vssl.config_arguments import ConfigParser
 from vssl.engine.build import open_data
 from vssl.engine.config import Config, load_config
 from vssl.report.pictures import fit, to_pixels

@@ -163,7 +163,7 @@ def test_a_wrong_list_of_loggers_is_one_clear_line(config, value, message):
     assert message in str(error.value)
 
 
-def test_an_own_logger_must_be_one(config, own):
+def test_an_own_logger_must_be_one(config, own, tmp_path):
     with pytest.raises(UserError, match=r"own_loggers:Logging: own_loggers has no Logging"):
         Trainer(config("train.loggers=[own_loggers:Logging]")).fit()
     with pytest.raises(UserError, match=r"Path is not a subclass of vssl\.loggers\.base\.Logger"):

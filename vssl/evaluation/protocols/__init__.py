@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from pipelines.parts import find_part
-from vssl.config import explain_keys, read_overrides
+from vssl.config import read_overrides
+from vssl.config_arguments import explain_keys
 from vssl.evaluation.protocols.base import EvaluationProtocol
 
 __all__ = ["PROTOCOLS", "build_protocol", "explain_protocols", "find_protocol"]
