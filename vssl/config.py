@@ -1,4 +1,4 @@
-"""Read, check, override and explain a config: a YAML file with ``key=value`` overrides.
+"""Read, check and override a config: a YAML file with ``key=value`` overrides.
 
 A config is a tree of frozen dataclasses: sections whose fields are made by ``pipelines.options.option``. This module
 works for any sections; ``vssl.engine.config`` defines those of this project.

@@ -53,9 +53,10 @@ def sigreg(embeddings: Tensor, directions: Tensor, *, knots: int = 17, peers: Pe
     t = torch.linspace(0.0, 5.0, knots // 2 + 1, device=embeddings.device)
     window = torch.exp(-0.5 * t.square())
     angle = (embeddings @ directions)[..., None] * t  # [views, B, M, T]
-    parts = peers.mean(torch.stack([angle.cos().mean(dim=1), angle.sin().mean(dim=1)]))  # [2, views, M, T]
-    error = ((parts[0] - window).square() + parts[1].square()) * window
-    count = len(peers.gather(embeddings[0, :, 0]))
+    parts = peers.gather(torch.stack([angle.cos().mean(dim=1), angle.sin().mean(dim=1)])[None])  # [P, 2, views, M, T]
+    real, imaginary = parts.mean(dim=0)
+    error = ((real - window).square() + imaginary.square()) * window
+    count = len(parts) * embeddings.shape[1]
     return 2.0 * count * torch.trapezoid(error, t, dim=2).mean(dim=1)
 
 
