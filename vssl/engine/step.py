@@ -51,7 +51,7 @@ class _Learners(nn.Module):
         self.compute = self.loss
 
     def forward(self, views: Views, keys: Keys, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self.method.expect(len(labels))
+        self.method.expect(views, keys)
         return self.compute(views, keys, labels)
 
     def loss(self, views: Views, keys: Keys, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -107,7 +107,8 @@ class TrainStep:
         self.ema_rate = torch.zeros((), device=device)  # 1 - tau
         self.watch = Watch(config.data.batch_size // self.world.size, device)
         self._weights = [w for w in method.parameters() if w.requires_grad]
-        self._buffers = [b.view(-1) for b in method.guarded_buffers()]
+        guarded = [*method.guarded_buffers(), *(() if probe is None else probe.buffers())]
+        self._buffers = [buffer.view(-1) for buffer in guarded]
         self._saved_buffers = torch.cat(self._buffers) if self._buffers else None
         self._learners = _Learners(method, probe)
         self._forward = self._distribute(self._learners) if self.world.distributed else self._learners
@@ -304,5 +305,6 @@ class TrainStep:
         load_optimizer(self.optimizer, state["optimizer"])
         self.loss_scale.load_state_dict(state["loss_scale"])
         if self.probe is not None:
-            self.probe.load_state_dict(state["probe"])
+            # Probes of earlier versions did not standardise features and have no statistics.
+            self.probe.load_state_dict(self.probe.state_dict() | state["probe"])
             load_optimizer(self.probe_optimizer, state["probe_optimizer"])

@@ -1,9 +1,11 @@
 """Offline linear classification of cached features: many learning rates at once, one selected on held-out images."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["LEARNING_RATES", "fit_linear", "linear_predict", "select_and_fit"]
+__all__ = ["LEARNING_RATES", "best_rate", "fit_linear", "linear_predict", "select_and_fit"]
 
 LEARNING_RATES = tuple(10 ** (-2.5 + 0.25 * step) for step in range(17))  # 0.003 to 32
 _HELD_OUT = 0.1  # share of the training images that selects the learning rate
@@ -29,7 +31,8 @@ def fit_linear(
     """Softmax regression by SGD: one classifier per learning rate, all trained on the same batches.
 
     The recipe is solo-learn's for ImageNet-100 (da Costa et al., JMLR 2022): 100 epochs, batches of 256, no
-    weight decay, the rate divided by 10 after 60 % and 80 % of the epochs. Weights start at 0.
+    weight decay, the rate divided by 10 after 60 % and 80 % of the epochs. Weights start at 0. Features are standardised
+    first, so that their scale and offset do not matter (as by the BatchNorm without weights of MAE, arXiv 2111.06377).
 
     Args:
         features: float32 [N, F], labels: int64 [N] in 0..classes-1, on one device.
@@ -37,6 +40,7 @@ def fit_linear(
     Returns:
         weights float32 [R, F + 1, classes], for ``linear_predict``.
     """
+    features, restore = _standardise(features)
     weights = torch.zeros(len(learning_rates), features.shape[1] + 1, classes, device=features.device)
     velocity = torch.zeros_like(weights)
     rates = torch.tensor(learning_rates, device=features.device)[:, None, None]
@@ -55,7 +59,23 @@ def fit_linear(
             velocity[:, :-1] += x.T @ error
             velocity[:, -1] += error.sum(dim=1)
             weights -= rates * velocity
-    return weights
+    return restore(weights)
+
+
+def _standardise(features: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Features with mean 0 and variance 1 (those that are constant but for rounding become 0), and what turns weights
+    for them into weights for the features as they were."""
+    exact = features.double()
+    variance, mean = torch.var_mean(exact, dim=0, correction=0)
+    deviation = variance.sqrt()
+    scale = torch.where(deviation > 1e-6 * mean.abs(), 1 / deviation, 0.0)
+
+    def restore(weights: Tensor) -> Tensor:
+        scaled = weights[:, :-1].double() * scale[:, None]
+        bias = weights[:, -1:] - (mean[:, None] * scaled).sum(dim=1, keepdim=True)
+        return torch.cat([scaled, bias], dim=1).float()
+
+    return ((exact - mean) * scale).float(), restore
 
 
 def select_and_fit(
@@ -67,7 +87,8 @@ def select_and_fit(
     epochs: int = 100,
     seed: int = 0,
 ) -> tuple[Tensor, dict[float, float]]:
-    """Select the learning rate on a random tenth of the images, then train on all images with it.
+    """Select the learning rate on a random tenth of the images, then train on all images with it. Of equally good ones
+    ``best_rate`` selects one.
 
     Returns:
         weights [1, F + 1, classes] for ``linear_predict``, and the held-out top-1 of each learning rate, in [0, 1].
@@ -78,5 +99,10 @@ def select_and_fit(
     # One classifier at a time: the logits of all may not fit into memory.
     hits = [(linear_predict(w[None], features[held_out])[0].argmax(dim=1) == labels[held_out]) for w in weights]
     top1 = {rate: hit.double().mean().item() for rate, hit in zip(learning_rates, hits, strict=True)}
-    best = max(top1, key=top1.__getitem__)
-    return fit_linear(features, labels, classes, (best,), epochs=epochs, seed=seed), top1
+    return fit_linear(features, labels, classes, (best_rate(top1),), epochs=epochs, seed=seed), top1
+
+
+def best_rate(top1: dict[float, float]) -> float:
+    """The learning rate of the greatest held-out ``top1``; of equal ones the middle one."""
+    good = [rate for rate, share in top1.items() if share == max(top1.values())]
+    return good[len(good) // 2]
