@@ -132,6 +132,9 @@ class _WholeImages(_Batches):
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore Ctrl-C, which reaches workers too: the parent ends them after it has saved. Drop its SIGTERM handler."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Ignore signals, which reach workers too if they are sent to a group: the parent ends its workers after it has
+    saved. One that does not end within half a minute of SIGTERM is killed."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

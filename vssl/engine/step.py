@@ -236,11 +236,17 @@ class TrainStep:
         return [tuple(part[first::count] for part in batch) for first in range(count)]
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
+        """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches.
+
+        Each micro-batch begins with the same buffers, which then become the mean of what the micro-batches make of
+        them: moving averages (BatchNorm's, DINO's centre) move as far as they do for a whole batch.
+        """
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.zero_grad()  # backward then writes each gradient without adding it to zeros
         totals: list[Tensor] = []
         micros = self.micro_batches(batch)
+        start = torch.cat(self._buffers) if self._buffers and len(micros) > 1 else None
+        moved: Any = 0.0
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
                 loss, metrics = self._forward(self.views(pixels, size, index), self.keys(index), labels)
@@ -248,7 +254,15 @@ class TrainStep:
                 (loss * (self.loss_scale.scale / parts)).backward()
             values = torch._foreach_div(list(metrics.values()), parts)
             totals = torch._foreach_add(totals, values) if totals else values
+            if start is not None:
+                moved = moved + torch.cat(self._buffers) / parts
+                self._set_buffers(start if number < len(micros) else moved)
         return dict(zip(metrics, totals, strict=True))
+
+    @torch.no_grad()
+    def _set_buffers(self, values: Tensor) -> None:
+        """Write the guarded buffers, all in one tensor."""
+        torch._foreach_copy_(self._buffers, values.split([len(buffer) for buffer in self._buffers]))
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Context in which processes exchange gradients only in the last micro-batch of a step."""
@@ -283,8 +297,7 @@ class TrainStep:
         if not self.config.model.sync_batchnorm:  # each process has its own statistics
             self.world.average(self._buffers)
         if self._buffers:
-            kept = torch.where(good, torch.cat(self._buffers), self._saved_buffers)
-            torch._foreach_copy_(self._buffers, kept.split([len(b) for b in self._buffers]))
+            self._set_buffers(torch.where(good, torch.cat(self._buffers), self._saved_buffers))
         self.method.after_update(self.ema_rate * good)
         self.loss_scale.update(found_inf)
         return Update(good, norm)

@@ -31,8 +31,7 @@ def fit_linear(
     """Softmax regression by SGD: one classifier per learning rate, all trained on the same batches.
 
     The recipe is solo-learn's for ImageNet-100 (da Costa et al., JMLR 2022): 100 epochs, batches of 256, no
-    weight decay, the rate divided by 10 after 60 % and 80 % of the epochs. Weights start at 0. Features are standardised
-    first, so that their scale and offset do not matter (as by the BatchNorm without weights of MAE, arXiv 2111.06377).
+    weight decay, the rate divided by 10 after 60 % and 80 % of the epochs. Weights start at 0.
 
     Args:
         features: float32 [N, F], labels: int64 [N] in 0..classes-1, on one device.
@@ -40,7 +39,6 @@ def fit_linear(
     Returns:
         weights float32 [R, F + 1, classes], for ``linear_predict``.
     """
-    features, restore = _standardise(features)
     weights = torch.zeros(len(learning_rates), features.shape[1] + 1, classes, device=features.device)
     velocity = torch.zeros_like(weights)
     rates = torch.tensor(learning_rates, device=features.device)[:, None, None]
@@ -59,7 +57,7 @@ def fit_linear(
             velocity[:, :-1] += x.T @ error
             velocity[:, -1] += error.sum(dim=1)
             weights -= rates * velocity
-    return restore(weights)
+    return weights
 
 
 def _standardise(features: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -89,17 +87,20 @@ def select_and_fit(
 ) -> tuple[Tensor, dict[float, float]]:
     """Select the learning rate on a random tenth of the images, then train on all images with it. Of equally good ones
     ``best_rate`` selects one.
+    Features are standardised first, so that their scale and offset do not matter (MAE's BatchNorm without weights does
+    it for each batch, arXiv 2111.06377).
 
     Returns:
         weights [1, F + 1, classes] for ``linear_predict``, and the held-out top-1 of each learning rate, in [0, 1].
     """
+    features, restore = _standardise(features)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
     held_out, rest = order.tensor_split([max(1, round(_HELD_OUT * len(labels)))])
     weights = fit_linear(features[rest], labels[rest], classes, learning_rates, epochs=epochs, seed=seed)
     # One classifier at a time: the logits of all may not fit into memory.
     hits = [(linear_predict(w[None], features[held_out])[0].argmax(dim=1) == labels[held_out]) for w in weights]
     top1 = {rate: hit.double().mean().item() for rate, hit in zip(learning_rates, hits, strict=True)}
-    return fit_linear(features, labels, classes, (best_rate(top1),), epochs=epochs, seed=seed), top1
+    return restore(fit_linear(features, labels, classes, (best_rate(top1),), epochs=epochs, seed=seed)), top1
 
 
 def best_rate(top1: dict[float, float]) -> float:

@@ -100,6 +100,8 @@ class Method(nn.Module, ABC):
         peers: the processes that share every batch.
 
     Attributes:
+        micro_batch: what it means that ``train.accumulate`` shows the loss a part of a batch at a time; empty: the loss
+            looks at each image alone.
         student: backbone and projector.
         teacher: the student's moving average, or None.
         autocast: returns the context in which to run networks; losses are computed outside it, in float32.
@@ -107,6 +109,7 @@ class Method(nn.Module, ABC):
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
+    micro_batch: str = ""
     student: Encoder
     teacher: Teacher | None
 

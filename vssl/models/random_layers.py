@@ -149,7 +149,8 @@ def adopt_random_layers(backbone: nn.Module) -> None:
             kind: Any = _kind(child)
             if kind is None:
                 continue
-            child.__class__ = _keyed(kind, type(child))
+            of: Any = type(child)
+            child.__class__ = _keyed(kind, of)
             child.draw, child.name = draw, f"{name}.{child_name}".lstrip(".")
             if getattr(part, "fused_attn", False):  # timm's: the fused kernel has a generator of its own
                 part.fused_attn = False
