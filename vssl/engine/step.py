@@ -161,6 +161,8 @@ class TrainStep:
         from torch._inductor import decomposition  # takes a second, which eager runs save
 
         self.compiled = True
+        # A run has a shape for each size of views and of ragged batch; with fullgraph more than 8 would be an error.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1_000_000
         # Else the backward pass of max-pooling would be atomic additions to a float32 image that is not channels_last.
         decomposition.decompositions.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
         decomposition.fast_random_decomps.cache_clear()  # a copy of the table, if something was compiled before

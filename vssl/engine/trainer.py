@@ -23,6 +23,7 @@ from vssl.engine.checkpoint import export_backbone
 from vssl.engine.collapse_alarms import Alarms
 from vssl.engine.config import Config, resolve
 from vssl.engine.environment import describe_environment
+from vssl.engine.hang_watch import HangWatch
 from vssl.engine.progressive_resize import view_side
 from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_ahead import RunAhead
@@ -100,6 +101,7 @@ class Trainer:
         self.step = 0
         self.knn_first: float | None = None
         self.knn_last: float | None = None
+        self._watch = HangWatch(f"process {world.rank} of {world.size}")
         self._signals, self._stop = Signals(), 0  # the one that came to this process; the one that all act on
         self._saved_at, self._saved_step, self._evaluated_step = time.monotonic(), -1, -1
         self._alarms = Alarms(1 if self.evaluation.obstacle else self.packed.splits["val"].count)
@@ -129,7 +131,7 @@ class Trainer:
             Stopped: on a signal (``Signals``), after the step is finished and everything is saved.
             UserError: the loss is no longer finite; the last good checkpoint is kept.
         """
-        with self._signals, contextlib.ExitStack() as closing:
+        with self._signals, self._watch, contextlib.ExitStack() as closing:
             closing.callback(lambda: self.loader.close())  # the current one: it may be replaced
             if self.directory is not None:
                 environment = describe_environment(self.device, self.world.size)
@@ -156,12 +158,16 @@ class Trainer:
             while self.step < self.total_steps:
                 if self._resize():
                     run_step = None
+                self._watch.note(self._waiting_for_batch())
                 for batch in self.loader:
+                    self._watch.note(f"waiting for the other processes before step {self.step + 1}")
                     # By now every process has its batch or failed to get it; all stop after the same step.
                     self._stop = self.world.agree(self._signals.received)
                     if run_step is None:
+                        self._watch.note("compiling the step")
                         run_step = prepare_step(self.train_step, batch)
                         self._start_clock()
+                    self._watch.note(f"in step {self.step + 1}")
                     self._schedule_step()
                     run_step(batch)
                     run_ahead.limit()
@@ -169,6 +175,7 @@ class Trainer:
                     self._after_step()
                     if self.step == self.total_steps and self.step % len(self.loader):
                         break  # a run of train.minutes can end within an epoch
+                    self._watch.note(self._waiting_for_batch())
                 self._after_epoch()
         if self.directory is not None:
             weights = backbone_weights(self.train_step.method.state_dict())
@@ -265,6 +272,10 @@ class Trainer:
             self._save()
         self._answer_signal()
 
+    def _waiting_for_batch(self) -> str:
+        epoch, batch = divmod(self.step, len(self.loader))
+        return f"waiting for the loader's batch {batch + 1} of epoch {epoch + 1} (step {self.step + 1})"
+
     def _answer_signal(self) -> None:
         """Save, unless this step is saved already, and raise ``Stopped`` if a signal came."""
         if not self._stop:
@@ -277,8 +288,10 @@ class Trainer:
 
     def _ask_for_signal(self) -> None:
         """As ``_answer_signal``, between the batches of an evaluation; all processes agree first."""
+        self._watch.note(f"waiting for the other processes in the evaluation after step {self.step}")
         self._stop = self.world.agree(self._signals.received)
         self._answer_signal()
+        self._watch.note(f"waiting for a batch of the evaluation after step {self.step}")
 
     def _plan(self, budget: TimeBudget) -> None:
         """Once the pace is known, plan the number of steps for ``train.minutes``; all processes take the first's."""

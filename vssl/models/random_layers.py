@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from pipelines.errors import UserError
 from pipelines.rng import named_uniform
 
-__all__ = ["Draw", "adopt_random_layers", "check_repeatable", "draw_of", "refuse_random_layers", "silence"]
+__all__ = [
+    "Draw",
+    "adopt_random_layers",
+    "check_repeatable",
+    "draw_of",
+    "refuse_random_layers",
+    "restore_random_layers",
+    "silence",
+]
 
 
 class Draw:
@@ -156,6 +164,18 @@ def adopt_random_layers(backbone: nn.Module) -> None:
                 part.fused_attn = False
     if draw_of(backbone) is not None:
         backbone.register_forward_pre_hook(draw.enter)
+
+
+def restore_random_layers(module: nn.Module) -> None:
+    """Undo ``adopt_random_layers``, in place, wherever inside ``module`` the backbone is."""
+    for part in module.modules():
+        if isinstance(part, _RandomLayer):
+            part.__class__ = type(part).__bases__[1]
+            for attribute in ("draw", "name", "silent"):
+                part.__dict__.pop(attribute, None)
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), Draw):
+                del part._forward_pre_hooks[key]
 
 
 def draw_of(module: nn.Module) -> Draw | None:

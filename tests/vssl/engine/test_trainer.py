@@ -1,6 +1,8 @@
 """The step and the loop: what a step changes, exact resume, bad steps, the run directory."""
 
 import copy
+import errno
+import fcntl
 import gc
 import itertools
 import json
@@ -289,6 +291,15 @@ def test_a_signal_saves_and_stops(config, number, code):
         trainer.fit()
     assert stopped.value.code == code
     assert trainer.directory.checkpoints.newest()["step"] == trainer.step < trainer.total_steps
+
+
+def test_a_file_system_without_locks_is_said(config, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    Trainer(config()).directory.close()
+    assert "without locks (No locks available)" in capsys.readouterr().err
 
 
 def test_an_ignored_signal_stays_ignored(config):
