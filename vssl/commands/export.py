@@ -28,6 +28,5 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
     if not weights:
         raise UserError(f"{arguments.source}: its method has no teacher")
     export_backbone(weights, arguments.out)
-    print(
-        f"{arguments.out}: {len(weights)} tensors of {'the teacher at ' if arguments.teacher else ''}step {state['step']}"
-    )
+    which = "the teacher at " if arguments.teacher else ""
+    print(f"{arguments.out}: {len(weights)} tensors of {which}step {state['step']}")
