@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: of people, of batch systems, of a lost terminal."""
 
 import signal
+import time
 from types import TracebackType
 from typing import Any
 
@@ -10,8 +11,9 @@ _HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 
 class Signals:
-    """A context in which a first signal is noted, to be answered between two steps; a second one of its kind ends the
-    process at once. Signals that are ignored from the start (by nohup) stay ignored.
+    """A context in which a first signal is noted, to be answered between two steps; a second one of its kind, more than
+    a second later, ends the process at once (torchrun passes on a signal that may have reached the process already).
+    Signals that are ignored from the start (by nohup) stay ignored.
 
     Attributes:
         received: the number of the last signal; 0: none came.
@@ -20,10 +22,13 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
+        self._first: dict[int, float] = {}  # when each kind came first
 
     def _note(self, number: int, _frame: object) -> None:
-        self.received = number
-        signal.signal(number, self._before[number])
+        self.received, now = number, time.monotonic()
+        if now - self._first.setdefault(number, now) > 1:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
 
     def __enter__(self) -> "Signals":
         heeded = [number for number in _HEEDED if signal.getsignal(number) != signal.SIG_IGN]
