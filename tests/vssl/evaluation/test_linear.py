@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from vssl.evaluation.linear import LEARNING_RATES, best_rate, linear_predict, select_and_fit
+from vssl.evaluation.linear import LEARNING_RATES, linear_predict, select_and_fit
 from vssl.evaluation.probe import OnlineProbe
 
 CHANGES = [(0.01, 0.0), (0.01, 30.0), (1.0, 3.0), (1.0, 30.0), (1000.0, 0.0), (1000.0, 30.0)]
@@ -56,8 +56,3 @@ def test_scale_and_offset_of_features_do_not_matter_to_the_online_probe(pixels):
     assert plain > 0.9
     for change in CHANGES:
         assert top1(*change) == pytest.approx(plain, abs=0.005), change
-
-
-def test_of_equally_good_rates_the_middle_one_is_selected():
-    assert best_rate({0.1: 0.5, 1.0: 0.9, 10.0: 0.9, 32.0: 0.9}) == 10.0
-    assert best_rate({0.1: 0.5, 1.0: 0.4}) == 0.1

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from pipelines.options import option
-from vssl.evaluation.linear import LEARNING_RATES, best_rate, linear_predict, select_and_fit
+from vssl.evaluation.linear import LEARNING_RATES, linear_predict, select_rate
 from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.protocols.base import EvaluationProtocol, ProtocolOptions
 
@@ -26,8 +26,7 @@ class Linear(EvaluationProtocol):
         epochs, seed = self.options.epochs, self.options.seed
         features, labels = evaluation.features("train")
         classes = len(evaluation.packed.classes)
-        weights, held_out = select_and_fit(features, labels, classes, epochs=epochs, seed=seed)
-        rate = best_rate(held_out)
+        weights, rate, held_out = select_rate(features, labels, classes, epochs=epochs, seed=seed)
         if rate in (LEARNING_RATES[0], LEARNING_RATES[-1]):
             print(
                 f"the learning rate {rate:.4g} was best on the held-out images and is the end of the grid "
