@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.inductor_hints import materialised
 
-__all__ = ["Draws", "normal", "uniform"]
+__all__ = ["Draws", "named_uniform", "normal", "uniform"]
 
 
 def _signed(value: int) -> int:
@@ -37,8 +37,8 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shift_right(value, 31)
 
 
-def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int) -> Tensor:
-    """int64 [B]: the state from which all numbers of a sample in one stream are computed."""
+def _state(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: Tensor | int) -> Tensor:
+    """int64 [B]: the state from which all numbers of a sample in one stream are computed; [V, B] for streams [V, 1]."""
     # Inductor would inline each mixer twice, so its C++ doubles per mixer: store the value. On a GPU storing costs a
     # kernel each, so do not.
     keep = (lambda value: value) if index.is_cuda else materialised
@@ -84,6 +84,23 @@ def normal(seed: Tensor | int, epoch: Tensor | int, index: Tensor, stream: int, 
     radius = torch.sqrt(-2.0 * torch.log1p(-numbers[:, :half]))
     angle = 2.0 * math.pi * numbers[:, half:]
     return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :draws]
+
+
+def named_uniform(
+    seed: Tensor | int, epoch: Tensor | int, index: Tensor, streams: Tensor, name: str, draws: int
+) -> Tensor:
+    """Uniform numbers for every sample in every stream, which are other ones for another ``name``.
+
+    Args:
+        seed, epoch, index: as for ``uniform``.
+        streams: int64 [V].
+        draws: how many numbers per sample and stream.
+
+    Returns:
+        float64 [V * B, draws], stream after stream.
+    """
+    state = _state(seed, epoch, index, streams[:, None]).flatten()
+    return _unit(_numbers(_mix(state ^ _signed(_hash_name(name))), 0, draws))
 
 
 class Draws:

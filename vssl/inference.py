@@ -21,6 +21,7 @@ from vssl.methods import build_method
 from vssl.methods.base import Method
 from vssl.methods.pairs import ViewCounts
 from vssl.models.backbones import build_backbone
+from vssl.models.plain import restore_layers
 from vssl.models.weights import fit_backbone, read_weights
 from vssl.runtime.device import resolve_device
 
@@ -35,7 +36,10 @@ class Embedding(NamedTuple):
 
 
 class Pretrained:
-    """A trained student (not the teacher, as in BYOL's protocol), frozen, in evaluation mode, in float32.
+    """A trained student (or, if asked for, its teacher in its place), frozen, in evaluation mode, in float32.
+
+    Its networks consist of torch's own layers, so that ``torch.jit.script``, ``torch.fx`` and ``torch.export`` take
+    ``backbone``.
 
     Attributes:
         source: the run, checkpoint or exported backbone that was loaded.
@@ -62,6 +66,7 @@ class Pretrained:
         self.source, self.config, self.step, self.device = source, config, step, device
         (method or backbone).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self.backbone, self.method = backbone, method
+        restore_layers(method or backbone)
         self.augment = Augment(config.augment, config.data.image_size)
 
     @torch.no_grad()
@@ -136,7 +141,12 @@ def _is_float(images: Any) -> bool:
 
 
 def load(
-    source: str | Path, *, device: str = "auto", config: str | Path | None = None, overrides: Sequence[str] = ()
+    source: str | Path,
+    *,
+    device: str = "auto",
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    teacher: bool = False,
 ) -> Pretrained:
     """Load a trained model.
 
@@ -148,9 +158,10 @@ def load(
             None: the ``config.yaml`` of the run, in the run directory, beside the file, or one folder above it (for a
             checkpoint in ``checkpoints/``).
         overrides: ``section.key=value``, applied to the config.
+        teacher: give the student the weights of its teacher, with which some papers (DINO's) evaluate.
 
     Raises:
-        UserError: the source or its config does not exist, or the weights do not fit the config.
+        UserError: the source or its config does not exist, the weights do not fit the config, or there is no teacher.
     """
     source = Path(source)
     if not source.exists():
@@ -159,6 +170,8 @@ def load(
     target, image_size = resolve_device(device), settings.data.image_size
     state = load_newest(source) if source.is_dir() else read_weights(source)
     if not is_checkpoint(state):
+        if teacher:
+            raise UserError(f"{source} is a backbone alone, without a teacher: give its run or a checkpoint")
         backbone, _ = build_backbone(settings.model, image_size)
         if left_out := fit_backbone(backbone, state, source):
             print(left_out, file=sys.stderr)
@@ -171,6 +184,10 @@ def load(
     except RuntimeError as error:
         first = str(error).split("\n")[1].strip()
         raise UserError(f"{source} does not fit its config: {first}") from error
+    if teacher:
+        if method.teacher is None:
+            raise UserError(f"{source}: method.name={settings.method.name} has no teacher")
+        method.student.load_state_dict(method.teacher.network.state_dict())
     return Pretrained(source, settings, method.student.backbone, method, state["step"], target, settings.method.name)
 
 

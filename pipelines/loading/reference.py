@@ -1,9 +1,12 @@
 """The reference: torch's DataLoader and torchvision's crops over any packed format. The others must match it."""
 
+import os
+import shutil
 import signal
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torchvision.transforms.v2 import functional
 
 from pipelines.augment.views import Augment, pixel_boxes
 from pipelines.batch import Batch
+from pipelines.errors import UserError
 from pipelines.formats.protocol import Reader
 from pipelines.loading.base import BaseLoader, each_sample, fit_canvas
 from pipelines.loading.sampler import Sampler
@@ -34,15 +38,24 @@ class TorchLoader(BaseLoader):
         else:
             dataset = _WholeImages(self._reader, self._canvas(), data.canvas)
         workers = worker_count(data)
+        ahead = -(-data.prefetch // workers)
+        _check_shared_memory(self._batch_bytes(), workers * ahead + 1)
         self._loader = DataLoader(
             dataset,
             batch_size=None,  # each request of the sampler is for a whole batch
             sampler=_Requests(self.sampler),
             num_workers=workers,
-            prefetch_factor=-(-data.prefetch // workers),
+            prefetch_factor=ahead,
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # otherwise every epoch draws from the global generator
         )
+
+    def _batch_bytes(self) -> int:
+        """How much the pixels of a batch of this process take."""
+        side = self._data.image_size
+        height, width = self._canvas()
+        image = 2 * side * side if self._cuts_crops() else height * width
+        return 3 * image * -(-self.sampler.batch_size // self.sampler.world_size)
 
     def _batches(self) -> Generator[Batch]:
         batches = iter(self._loader)
@@ -133,7 +146,28 @@ class _WholeImages(_Batches):
         return pixels, torch.from_numpy(size)
 
 
+def _check_shared_memory(batch: int, count: int, place: Path = Path("/dev/shm")) -> None:
+    """Workers hand over batches in shared memory; where it is full, they would wait for ever.
+
+    Raises:
+        UserError: there is no room for ``count`` batches of so many bytes.
+    """
+    if not place.is_dir():
+        return
+    count *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun's processes on this machine
+    free = shutil.disk_usage(place).free
+    if free < count * batch:
+        raise UserError(
+            f"{place} has {free / 1e6:,.1f} MB free, and data.loader=torch keeps {count} batches of "
+            f"{batch / 1e6:,.1f} MB there: give it more (docker run --shm-size), lower data.prefetch, "
+            "data.workers or data.batch_size, or set another data.loader"
+        )
+
+
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore Ctrl-C, which reaches workers too: the parent ends them after it has saved. Drop its SIGTERM handler."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Ignore signals, which reach workers too if they are sent to a group: the parent ends its workers after it has
+    saved. One that does not end within half a minute of SIGTERM is killed."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

@@ -60,6 +60,7 @@ ARMS = {
     "vssl": (),
     "vssl, accumulated": ("train.accumulate=2",),
     "vssl, prior": ("method.likelihood=prior", "method.kappa=4"),  # draws noise
+    "vssl, dropout": ("model.backbone=support.networks:Dropping", "train.accumulate=2"),
     "byol": ("method.name=byol", "method.predictor_hidden=16"),
     "byol, accumulated": ("method.name=byol", "method.predictor_hidden=16", "train.accumulate=3"),
     "moco_v3": ("method.name=moco_v3", "method.predictor_hidden=16"),  # its loss needs the samples of all processes
@@ -72,6 +73,7 @@ ARMS = {
     [
         (2, "vssl, prior", None),
         (2, "vssl, accumulated", "aot_eager"),
+        (2, "vssl, dropout", None),
         (3, "moco_v3", None),
         (2, "byol, accumulated", None),
     ],

@@ -264,3 +264,41 @@ def test_data_without_labels_is_refused(run, digits, tmp_path):
     (bare / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="needs labelled images in train and val, 2 of each; val has fewer"):
         OfflineEvaluation(vssl.load(run), open_packed(bare))
+
+
+# The teacher's weights, and networks that other programs take
+
+
+def test_the_teacher_can_take_the_students_place(trainer, run, tmp_path):
+    teacher = vssl.load(run, device="cpu", teacher=True)
+    state = trainer.train_step.method.state_dict()
+    weights, students = backbone_weights(state, teacher=True), backbone_weights(state)
+    assert all(torch.equal(value, weights[key]) for key, value in teacher.backbone.state_dict().items())
+    assert any(not torch.equal(value, students[key]) for key, value in weights.items())
+    out = tmp_path / "teacher.safetensors"
+    run_program("export", run, "--teacher", "--out", out)
+    assert all(torch.equal(value, weights[key]) for key, value in load_file(out).items())
+    with pytest.raises(UserError, match="without a teacher"):
+        vssl.load(run / "backbone.safetensors", device="cpu", teacher=True)
+
+
+def test_a_method_without_a_teacher_says_so(untrained, tmp_path):
+    run = untrained("method.name=vicreg")
+    with pytest.raises(UserError, match="vicreg has no teacher"):
+        vssl.load(run, device="cpu", teacher=True)
+
+
+@pytest.mark.parametrize("network", ["resnet8", "resnet18", "support.networks:Dropping"])
+def test_a_loaded_network_is_made_of_torchs_layers(untrained, network):
+    side = 64 if network == "resnet18" else 8
+    network = vssl.load(untrained(f"model.backbone={network}", f"data.image_size={side}"), device="cpu").backbone
+    images = torch.randn(2, 3, side, side)
+    features = network(images)
+    for other in (
+        torch.jit.script(network),
+        torch.fx.symbolic_trace(network),
+        torch.export.export(network, (images,)).module(),
+    ):
+        torch.testing.assert_close(other(images), features)
+    of_torch = (type(part).__module__.split(".")[0] for part in network.modules() if part is not network)
+    assert set(of_torch) <= {"torch", "torchvision"}

@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = _parse(words, prog)
     exit_on_signals()
     _check_out(arguments.out, arguments.force)
-    model = load(arguments.source, device=arguments.device, config=arguments.config)
+    model = load(arguments.source, device=arguments.device, config=arguments.config, teacher=arguments.teacher)
     batch_size = arguments.batch_size or model.config.data.batch_size
     compute = _computation(model, batch_size, arguments.features)
     pictures = _list_pictures(arguments.images)
@@ -76,6 +76,7 @@ def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="images per forward pass; default: the run's")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: the run's config.yaml")
+    parser.add_argument("--teacher", action="store_true", help="the teacher's weights, as in DINO's paper")
     parser.add_argument("--force", action="store_true", help="replace the file at --out")
     return parser.parse_args(words)
 

@@ -22,17 +22,25 @@ from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.protocols import PROTOCOLS, build_protocol, explain_protocols, find_protocol
 from vssl.evaluation.protocols.base import EvaluationProtocol
 from vssl.inference import load
+from vssl.runtime.memory import explain_out_of_memory
 
 
 def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = _parse(words, prog)
     check_outputs(arguments.json, arguments.plot, allow_dirty=arguments.allow_dirty)
     protocol = build_protocol(arguments.protocol, arguments.options)
-    model = load(arguments.source, device=arguments.device, config=arguments.config, overrides=arguments.overrides)
+    model = load(
+        arguments.source,
+        device=arguments.device,
+        config=arguments.config,
+        overrides=arguments.overrides,
+        teacher=arguments.teacher,
+    )
     packed = open_packed(arguments.data or model.config.data.dir)
     evaluation = OfflineEvaluation(model, packed, arguments.batch_size)
     head = report_head(model.device)
-    report = protocol.measure(evaluation)
+    with explain_out_of_memory(f"lower --batch-size {evaluation.batch_size}"):
+        report = protocol.measure(evaluation)
     _print(report, protocol.describe(report))
     if arguments.json:
         write_json(arguments.json, {**head, **report})
@@ -77,6 +85,7 @@ def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
         "--config", type=Path, metavar="FILE", help="network and transform; default: the run's config.yaml"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--teacher", action="store_true", help="the teacher's weights, as in DINO's paper")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="images per forward pass; default: the run's")
     arguments = parser.parse_intermixed_args(words)
     protocol = find_protocol(arguments.protocol)

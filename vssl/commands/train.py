@@ -15,6 +15,7 @@ from vssl.config import to_yaml
 from vssl.config_arguments import ConfigParser
 from vssl.engine.config import Config, load_config, resolve
 from vssl.engine.trainer import Stopped, Trainer
+from vssl.runtime.memory import explain_out_of_memory
 from vssl.runtime.processes import World, join_world
 
 
@@ -39,9 +40,12 @@ def _train(arguments: argparse.Namespace, world: World) -> int:
         return 0
     # After a restart by torchrun --max-restarts the run continues by itself.
     resume = arguments.resume or ("auto" if world.restarts else None)
-    trainer = Trainer(config, resume, world)
+    data, train = config.data, config.train
+    remedy = f"lower data.batch_size={data.batch_size}, or raise train.accumulate={train.accumulate}"
     try:
-        trainer.fit()
+        with explain_out_of_memory(remedy):
+            trainer = Trainer(config, resume, world)
+            trainer.fit()
     except Stopped as stop:
         print(f"{stop}: saved at step {trainer.step}; continue with --resume auto", file=sys.stderr)
         return stop.code

@@ -26,6 +26,7 @@ from vssl.methods import build_method
 from vssl.methods.base import Method
 from vssl.methods.pairs import ViewCounts
 from vssl.models.backbones import check_side
+from vssl.models.random_layers import check_repeatable
 from vssl.runtime.device import repeat_bits, resolve_device
 from vssl.runtime.precision import resolve_amp
 from vssl.runtime.processes import World
@@ -85,8 +86,8 @@ def evaluation_loader(config: Config, packed: Packed, device: torch.device, worl
 
 def initial_method(config: Config, peers: Peers | None = None) -> Method:
     """The method as a run of a resolved config starts with it: its weights drawn from ``train.seed`` or read from
-    ``model.weights``; peers as in ``build_method``. Raises UserError as it does, and if the network does not take local
-    views or views of ``train.first_size``."""
+    ``model.weights``; peers as in ``build_method``. Raises UserError as it does, if the network does not take local
+    views or views of ``train.first_size``, and as ``check_repeatable``."""
     torch.manual_seed(config.train.seed)
     full, counts = config.data.image_size, ViewCounts.of(config.augment)
     method = build_method(config.method, config.model, full, views=counts, peers=peers)
@@ -96,6 +97,8 @@ def initial_method(config: Config, peers: Peers | None = None) -> Method:
         if counts.local:
             local = at_side(config.augment, full, side).local_size
             check_side(method.student.backbone, config.model.backbone, local)
+    if ":" in config.model.backbone:  # torchvision's and our own ResNets have no random layers
+        check_repeatable(method.student.backbone, config.model.backbone, full)
     return method
 
 
@@ -125,7 +128,7 @@ def build_step(
     method = method.to(device, memory_format=torch.channels_last).train()
     probe = None
     if packed.splits["train"].labelled and config.eval.probe_lr > 0:
-        probe = OnlineProbe(method.width, len(packed.classes)).to(device)
+        probe = OnlineProbe(method.width, len(packed.classes), method.peers).to(device)
     views = views or make_views(Augment(config.augment, config.data.image_size), seed)
     return TrainStep(config, views, method, probe, device, resolve_amp(config.train.amp, device), world)
 

@@ -23,7 +23,8 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
     """
     started = time.perf_counter()
     failure, exchanges = "", []
-    buffers = [buffer.clone() for buffer in step.method.buffers()]
+    changed = [buffer for part in (step.method, step.probe) if part is not None for buffer in part.buffers()]
+    buffers = [buffer.clone() for buffer in changed]
     step.compile()
     try:
         exchanges = step.dry_run(batch)
@@ -31,7 +32,7 @@ def compile_step(step: TrainStep, batch: Batch) -> bool:
         reason = str(error).strip().split("\n")[0]
         failure = f"{type(error).__name__}: {reason}"
     with torch.no_grad():
-        for buffer, before in zip(step.method.buffers(), buffers, strict=True):
+        for buffer, before in zip(changed, buffers, strict=True):
             buffer.copy_(before)
     failures, orders = zip(*step.world.collect((failure, exchanges)), strict=True)
     if any(order != exchanges for order in orders):

@@ -53,7 +53,8 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
         change = Change(key, before[section].get(name), values[section][name])
         if change.old == change.new:
             continue
-        if not may_change(field):
+        unset_weights = key == "model.weights" and not change.new  # only the run's start needed the file
+        if not may_change(field) and not unset_weights:
             raise UserError(f"{change}: that would be another run; set it back, or start a new run in another run.dir")
         changes.append(change)
     if saved["processes"] != processes:

@@ -1,6 +1,7 @@
 """The run directory: one process may train there, and a run writes its files there."""
 
 import fcntl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,14 @@ class RunDirectory:
             raise UserError(f"cannot use run.dir={self.path}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(f"another process is training in run.dir={self.path}") from error
+        except OSError as error:
+            print(
+                f"run.dir={self.path} is on a file system without locks ({error.strerror}): nothing keeps another "
+                "process from training there too",
+                file=sys.stderr,
+            )
         holds_run = (self.path / "metrics.jsonl").exists() or bool(self.checkpoints.paths())
         if resume is None and holds_run:
             raise UserError(f"run.dir={self.path} already holds a run; continue it with --resume auto, or name another")

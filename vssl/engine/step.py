@@ -51,7 +51,7 @@ class _Learners(nn.Module):
         self.compute = self.loss
 
     def forward(self, views: Views, keys: Keys, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self.method.expect(len(labels))
+        self.method.expect(views, keys)
         return self.compute(views, keys, labels)
 
     def loss(self, views: Views, keys: Keys, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -107,7 +107,8 @@ class TrainStep:
         self.ema_rate = torch.zeros((), device=device)  # 1 - tau
         self.watch = Watch(config.data.batch_size // self.world.size, device)
         self._weights = [w for w in method.parameters() if w.requires_grad]
-        self._buffers = [b.view(-1) for b in method.guarded_buffers()]
+        guarded = [*method.guarded_buffers(), *(() if probe is None else probe.buffers())]
+        self._buffers = [buffer.view(-1) for buffer in guarded]
         self._saved_buffers = torch.cat(self._buffers) if self._buffers else None
         self._learners = _Learners(method, probe)
         self._forward = self._distribute(self._learners) if self.world.distributed else self._learners
@@ -160,6 +161,8 @@ class TrainStep:
         from torch._inductor import decomposition  # takes a second, which eager runs save
 
         self.compiled = True
+        # A run has a shape for each size of views and of ragged batch; with fullgraph more than 8 would be an error.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1_000_000
         # Else the backward pass of max-pooling would be atomic additions to a float32 image that is not channels_last.
         decomposition.decompositions.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
         decomposition.fast_random_decomps.cache_clear()  # a copy of the table, if something was compiled before
@@ -235,11 +238,17 @@ class TrainStep:
         return [tuple(part[first::count] for part in batch) for first in range(count)]
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches."""
+        """Compute the gradients of a batch, times the loss scale; returns the metrics, averaged over micro-batches.
+
+        Each micro-batch begins with the same buffers, which then become the mean of what the micro-batches make of
+        them: moving averages (BatchNorm's, DINO's centre) move as far as they do for a whole batch.
+        """
         for optimizer in filter(None, (self.optimizer, self.probe_optimizer)):
             optimizer.zero_grad()  # backward then writes each gradient instead of adding it to zeros
         totals: list[Tensor] = []
         micros = self.micro_batches(batch)
+        start = torch.cat(self._buffers) if self._buffers and len(micros) > 1 else None
+        moved: Any = 0.0
         for number, (pixels, size, labels, index) in enumerate(micros, start=1):
             with self._sending(number == len(micros)):
                 loss, metrics = self._forward(self.views(pixels, size, index), self.keys(index), labels)
@@ -247,7 +256,15 @@ class TrainStep:
                 (loss * (self.loss_scale.scale / parts)).backward()
             values = torch._foreach_div(list(metrics.values()), parts)
             totals = torch._foreach_add(totals, values) if totals else values
+            if start is not None:
+                moved = moved + torch.cat(self._buffers) / parts
+                self._set_buffers(start if number < len(micros) else moved)
         return dict(zip(metrics, totals, strict=True))
+
+    @torch.no_grad()
+    def _set_buffers(self, values: Tensor) -> None:
+        """Write the guarded buffers, all in one tensor."""
+        torch._foreach_copy_(self._buffers, values.split([len(buffer) for buffer in self._buffers]))
 
     def _sending(self, last: bool) -> contextlib.AbstractContextManager:
         """Context in which processes exchange gradients only in the last micro-batch of a step."""
@@ -282,8 +299,7 @@ class TrainStep:
         if not self.config.model.sync_batchnorm:  # each process has its own statistics
             self.world.average(self._buffers)
         if self._buffers:
-            kept = torch.where(good, torch.cat(self._buffers), self._saved_buffers)
-            torch._foreach_copy_(self._buffers, kept.split([len(b) for b in self._buffers]))
+            self._set_buffers(torch.where(good, torch.cat(self._buffers), self._saved_buffers))
         self.method.after_update(self.ema_rate * good)
         self.loss_scale.update(found_inf)
         return Update(good, norm)
@@ -304,5 +320,6 @@ class TrainStep:
         load_optimizer(self.optimizer, state["optimizer"])
         self.loss_scale.load_state_dict(state["loss_scale"])
         if self.probe is not None:
-            self.probe.load_state_dict(state["probe"])
+            # Probes of earlier versions did not standardise features and have no statistics.
+            self.probe.load_state_dict(self.probe.state_dict() | state["probe"])
             load_optimizer(self.probe_optimizer, state["probe_optimizer"])

@@ -1,12 +1,13 @@
 """The training loop: build, resume, train, log, evaluate, save, export."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from vssl.engine.checkpoint import export_backbone
 from vssl.engine.collapse_alarms import Alarms
 from vssl.engine.config import Config, resolve
 from vssl.engine.environment import describe_environment
+from vssl.engine.hang_watch import HangWatch
 from vssl.engine.progressive_resize import view_side
 from vssl.engine.resume import Change, find_changes, identify
 from vssl.engine.run_ahead import RunAhead
 from vssl.engine.run_directory import RunDirectory
+from vssl.engine.signals import Signals
 from vssl.engine.time_budget import TimeBudget
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.loggers.group import LoggerGroup
+from vssl.loggers.jsonl import read_metrics
 from vssl.models.ema import tau_at
 from vssl.models.weights import backbone_weights
 from vssl.optim import Schedule
@@ -76,7 +80,13 @@ class Trainer:
         self._changes: list[Change] = []
         if state is not None:
             self._changes = find_changes(state.get("run"), config, self.packed, world.size)
-        self.train_step = build_step(config, self.packed, self.device, world)
+        # A checkpoint has all weights: the file that the run started from may be gone by now.
+        start = (
+            config
+            if state is None
+            else dataclasses.replace(config, model=dataclasses.replace(config.model, weights=""))
+        )
+        self.train_step = build_step(start, self.packed, self.device, world)
         self._side = config.data.image_size
         self.loader = self._build_loader()
         self._set_length(config.train.epochs * len(self.loader))
@@ -91,8 +101,9 @@ class Trainer:
         self.step = 0
         self.knn_first: float | None = None
         self.knn_last: float | None = None
-        self._signal = self._stop = 0  # the signal that came to this process; the one that all act on
-        self._saved_at = time.monotonic()
+        self._watch = HangWatch(f"process {world.rank} of {world.size}")
+        self._signals, self._stop = Signals(), 0  # the one that came to this process; the one that all act on
+        self._saved_at, self._saved_step, self._evaluated_step = time.monotonic(), -1, -1
         self._alarms = Alarms(1 if self.evaluation.reason else self.packed.splits["val"].count)
         self._healthy: dict | None = None  # the last log line whose steps were all finite
         if state is not None:
@@ -117,10 +128,10 @@ class Trainer:
         """Train to the end, then export the backbone.
 
         Raises:
-            Stopped: on SIGINT or SIGTERM, after the step is finished and everything is saved.
+            Stopped: on a signal (``Signals``), after the step is finished and everything is saved.
             UserError: the loss is no longer finite; the last good checkpoint is kept.
         """
-        with self._signals(), contextlib.ExitStack() as closing:
+        with self._signals, self._watch, contextlib.ExitStack() as closing:
             closing.callback(lambda: self.loader.close())  # the current one: it may be replaced
             if self.directory is not None:
                 environment = describe_environment(self.device, self.world.size)
@@ -129,9 +140,17 @@ class Trainer:
                 self.loggers = LoggerGroup(names, run, to_dict(self.config), self.total_steps, self.step)
                 closing.callback(self.loggers.close)
                 self.saver = closing.enter_context(Saver(self.directory.checkpoints, self.device))
+            parts, meaning = self.config.train.accumulate, self.train_step.method.micro_batch
+            if parts > 1 and meaning:
+                images = self.config.data.batch_size
+                print(
+                    f"train.accumulate={parts} micro-batches of {images // parts} images: {meaning}, which is not the "
+                    f"loss of {images} images",
+                    file=sys.stderr,
+                )
             if self.step > 0:
                 self._announce_resume()
-            else:
+            if self.step == 0 or self._evaluation_is_due():  # stopped between saving and evaluating
                 self._evaluate()
             run_step, run_ahead = None, RunAhead(self.device)
             self._start_clock()
@@ -139,12 +158,16 @@ class Trainer:
             while self.step < self.total_steps:
                 if self._resize():
                     run_step = None
+                self._watch.note(self._waiting_for_batch())
                 for batch in self.loader:
+                    self._watch.note(f"waiting for the other processes before step {self.step + 1}")
                     # By now every process has its batch or failed to get it; all stop after the same step.
-                    self._stop = self.world.agree(self._signal)
+                    self._stop = self.world.agree(self._signals.received)
                     if run_step is None:
+                        self._watch.note("compiling the step")
                         run_step = prepare_step(self.train_step, batch)
                         self._start_clock()
+                    self._watch.note(f"in step {self.step + 1}")
                     self._schedule_step()
                     run_step(batch)
                     run_ahead.limit()
@@ -152,6 +175,7 @@ class Trainer:
                     self._after_step()
                     if self.step == self.total_steps and self.step % len(self.loader):
                         break  # a run of train.minutes can end within an epoch
+                    self._watch.note(self._waiting_for_batch())
                 self._after_epoch()
         if self.directory is not None:
             weights = backbone_weights(self.train_step.method.state_dict())
@@ -244,12 +268,30 @@ class Trainer:
         settings = self.config.checkpoint
         due = settings.every_steps and self.step % settings.every_steps == 0
         late = settings.every_minutes and time.monotonic() - self._saved_at > 60 * settings.every_minutes
-        if due or late or self._stop:
+        if due or late:
             self._save()
-        if self._stop:
-            if self.directory is not None:
-                self.saver.finish()
-            raise Stopped(self._stop)
+        self._answer_signal()
+
+    def _waiting_for_batch(self) -> str:
+        epoch, batch = divmod(self.step, len(self.loader))
+        return f"waiting for the loader's batch {batch + 1} of epoch {epoch + 1} (step {self.step + 1})"
+
+    def _answer_signal(self) -> None:
+        """Save, unless this step is saved already, and raise ``Stopped`` if a signal came."""
+        if not self._stop:
+            return
+        if self._saved_step != self.step:
+            self._save()
+        if self.directory is not None:
+            self.saver.finish()
+        raise Stopped(self._stop)
+
+    def _ask_for_signal(self) -> None:
+        """As ``_answer_signal``, between the batches of an evaluation; all processes agree first."""
+        self._watch.note(f"waiting for the other processes in the evaluation after step {self.step}")
+        self._stop = self.world.agree(self._signals.received)
+        self._answer_signal()
+        self._watch.note(f"waiting for a batch of the evaluation after step {self.step}")
 
     def _plan(self, budget: TimeBudget) -> None:
         """Once the pace is known, plan the number of steps for ``train.minutes``; all processes take the first's."""
@@ -273,12 +315,20 @@ class Trainer:
         epoch, ragged = divmod(self.step, len(self.loader))
         if not ragged:
             self.loader.set_epoch(epoch)
-        every = self.config.eval.every
-        if every and (epoch % every == 0 or self.step == self.total_steps):
+        last = self.step == self.total_steps
+        if not self.config.checkpoint.every_steps or last:
+            self._save()  # before evaluating, which may take long or fail
+        if self._evaluation_is_due():
             self._evaluate()
-        if not self.config.checkpoint.every_steps or self.step == self.total_steps:
-            self._save()
+            if last:
+                self._save()  # with the result
         self._start_clock()
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether this step ends an epoch after which to evaluate, and that is not done."""
+        epoch, ragged = divmod(self.step, len(self.loader))
+        every, last = self.config.eval.every, self.step == self.total_steps
+        return self._evaluated_step != self.step and every > 0 and (last or (not ragged and epoch % every == 0))
 
     def _start_clock(self) -> None:
         self._clock, self._clock_step = time.perf_counter(), self.step
@@ -335,7 +385,10 @@ class Trainer:
                 print(f"no kNN during training: {self.evaluation.reason}", file=sys.stderr)
             return
         started = time.monotonic()
-        measured = self.evaluation.measure(self.train_step.method.student.backbone, self.train_step.probe)
+        measured = self.evaluation.measure(
+            self.train_step.method.student.backbone, self.train_step.probe, self._ask_for_signal
+        )
+        self._evaluated_step = self.step
         if self._budget is not None:
             self._budget.note_evaluation(time.monotonic() - started)
         self.knn_last = measured["knn_top1"]
@@ -358,10 +411,11 @@ class Trainer:
             "run": self._identity,
             "loader": self.loader.state_dict(),
             "knn": [self.knn_first, self.knn_last],
+            "evaluated_step": self._evaluated_step,
             "planned_steps": self.total_steps if self.config.train.minutes and self._budget is None else None,
         }
         self.saver.save(self.step, state)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.step
 
     def _restore(self, state: dict) -> None:
         try:
@@ -386,18 +440,17 @@ class Trainer:
                 file=sys.stderr,
             )
         self.knn_first, self.knn_last = state["knn"]
+        self._evaluated_step = self._find_evaluation(state.get("evaluated_step", self.step))
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """On SIGINT or SIGTERM finish the step first; a second signal ends the process at once."""
-
-        def note(number: int, _frame: object) -> None:
-            self._signal = number
-            signal.signal(number, before[number])
-
-        before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _find_evaluation(self, known: int) -> int:
+        """The step of the last evaluation: ``known`` from the checkpoint, or this step's, whose result the run has in
+        ``metrics.jsonl``: a checkpoint is written before its evaluation."""
+        measured: float | None = None
+        if self.directory is not None and known != self.step and (self.directory.path / "metrics.jsonl").exists():
+            found = [line for line in read_metrics(self.directory.path) if line["step"] == self.step]
+            measured = next((line["knn_top1"] for line in found if "knn_top1" in line), None)
+        measured = self.world.broadcast(measured)
+        if measured is None:
+            return known
+        self.knn_last = measured
+        return self.step

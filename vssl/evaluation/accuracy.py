@@ -22,12 +22,13 @@ def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[floa
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> dict:
-    """Top-1 and top-5 accuracy of scores [N, classes] for labels int64 [N]; with C < 5 classes top-5 means top-C.
+    """Top-1 and top-5 accuracy of scores [N, classes] for labels int64 [N]; with C < 5 classes top-5 means top-C. A
+    score of -inf is no answer: such a class is never right.
 
     Returns:
         ``top1``, ``top5`` in [0, 1], ``top1_interval``: [low, high], 95 %, ``count``: N.
     """
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    hits = best == labels[:, None]
+    best = scores.topk(min(5, scores.shape[1]), dim=1)
+    hits = (best.indices == labels[:, None]) & (best.values > -math.inf)
     top1, top5 = hits[:, 0].double().mean().item(), hits.any(dim=1).double().mean().item()
     return {"top1": top1, "top5": top5, "top1_interval": list(wilson_interval(top1, len(labels))), "count": len(labels)}

@@ -51,15 +51,17 @@ class OnlineEvaluation:
         elif val is None or not val.labelled:
             self.reason = f"{packed.dir} has no labelled split val"
 
-    def _features(self, backbone: nn.Module, split: str) -> tuple[Tensor, Tensor]:
+    def _features(self, backbone: nn.Module, split: str, each: Callable[[], object]) -> tuple[Tensor, Tensor]:
         """Features and labels of this process's part of a split."""
         with contextlib.closing(self._open_loader(split)) as loader:
-            return extract_features(backbone, loader, self._prepare, self._autocast)
+            return extract_features(backbone, loader, self._prepare, self._autocast, each)
 
-    def measure(self, backbone: nn.Module, probe: OnlineProbe | None) -> dict[str, float]:
-        """``knn_top1`` and, with a probe, ``online_top1``, in [0, 1]."""
-        bank, bank_labels = (self.world.gather(part) for part in self._features(backbone, "train"))
-        queries, labels = self._features(backbone, "val")
+    def measure(
+        self, backbone: nn.Module, probe: OnlineProbe | None, each: Callable[[], object] = lambda: None
+    ) -> dict[str, float]:
+        """``knn_top1`` and, with a probe, ``online_top1``, in [0, 1]. ``each``: as for ``extract_features``."""
+        bank, bank_labels = (self.world.gather(part) for part in self._features(backbone, "train", each))
+        queries, labels = self._features(backbone, "val", each)
         k, temperature = self.settings.k, self.settings.temperature
         votes = knn_predict(bank, bank_labels, queries, len(self.packed.classes), k=k, temperature=temperature)
         answers = {"knn_top1": votes} | ({} if probe is None else {"online_top1": probe(queries)})

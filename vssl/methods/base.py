@@ -19,6 +19,7 @@ from vssl.models.ema import Teacher
 from vssl.models.encoder import Encoder
 from vssl.models.heads import Gaussian
 from vssl.models.norm import separate_views
+from vssl.models.random_layers import draw_of, refuse_random_layers
 
 __all__ = ["Keys", "Method", "MethodOptions", "Output", "PredictorOptions", "Recipe", "TeacherOptions"]
 
@@ -99,6 +100,8 @@ class Method(nn.Module, ABC):
         peers: the processes that share every batch.
 
     Attributes:
+        micro_batch: what it means that ``train.accumulate`` shows the loss a part of a batch at a time; empty: the loss
+            looks at each image alone.
         student: backbone and projector.
         teacher: the student's moving average, or None.
         autocast: returns the context in which to run networks; losses are computed outside it, in float32.
@@ -106,6 +109,7 @@ class Method(nn.Module, ABC):
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
+    micro_batch: str = ""
     student: Encoder
     teacher: Teacher | None
 
@@ -125,8 +129,10 @@ class Method(nn.Module, ABC):
         self.width = width
         self.teacher = None
         self.build(backbone, width)
+        refuse_random_layers(self)
+        self._draw = draw_of(self.student.backbone)
         self._images = 0  # in the last batch
-        self.register_forward_pre_hook(lambda method, arguments: method.expect(len(arguments[1].index)))
+        self.register_forward_pre_hook(lambda method, arguments: method.expect(*arguments))
 
     @classmethod
     @abstractmethod
@@ -146,13 +152,18 @@ class Method(nn.Module, ABC):
             keys: of its random numbers.
         """
 
-    def expect(self, images: int) -> None:
-        """Prepare the norms for batches of so many images: as in the methods' papers, BatchNorm takes its statistics
-        from one view at a time. Each call of the module does this too; calling it beforehand keeps it out of compiled
-        code."""
-        if images != self._images:
-            separate_views(self, images)
-            self._images = images
+    def expect(self, views: Views, keys: Keys) -> None:
+        """Prepare the layers of the networks for a batch. As in the methods' papers, BatchNorm takes its statistics
+        from one view at a time; dropout and drop path get their keys. A call of the module does it too, but not in
+        compiled code, before which it must be called."""
+        if torch.compiler.is_compiling():
+            return
+        if len(keys.index) != self._images:
+            self._images = len(keys.index)
+            separate_views(self, self._images)
+        if self._draw is not None:
+            groups = [group for group in views if group is not None]
+            self._draw.expect(groups, keys.seed, keys.epoch, keys.index, keys.view)
 
     def encode(self, views: Views) -> tuple[Tensor, list[Any]]:
         """The student's features of the full views [V * B, F], and the projector's embeddings of each group."""

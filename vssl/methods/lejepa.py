@@ -83,6 +83,7 @@ class LeJEPA(Method):
     """Backbone and a projector of three layers; no teacher, no predictor, no stop-gradient."""
 
     Options = LeJEPAOptions
+    micro_batch = "the distribution that is compared with a Gaussian is that of a micro-batch"
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:

@@ -64,6 +64,7 @@ class MoCoV3(Method):
     """Backbone, projector (its output standardised) and predictor, both MLPs without bias, and a momentum teacher."""
 
     Options = MoCoV3Options
+    micro_batch = "an image is told apart from the other images of its micro-batch alone"
     teacher: Teacher
 
     @classmethod

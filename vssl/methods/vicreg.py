@@ -101,6 +101,7 @@ class VICReg(Method):
     """
 
     Options = VICRegOptions
+    micro_batch = "variances and covariances are those of a micro-batch"
 
     @classmethod
     def recipe(cls, options: Any, *, small_images: bool) -> Recipe:

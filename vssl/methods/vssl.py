@@ -232,6 +232,8 @@ class VSSL(Method):
             )
         )
         self.teacher = Teacher(self.student)
+        if options.likelihood == "implied":
+            self.micro_batch = "an image's marginal is over the other images of its micro-batch alone"
 
     def forward(self, views: Views, keys: Keys) -> Output:
         """The loss; the metrics are those of ``loss``."""

@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.parts import find_part, is_own
 from vssl.models.config import ModelConfig
 from vssl.models.norm import BatchNorm2d, adopt_norms
+from vssl.models.random_layers import adopt_random_layers
 from vssl.models.stem import LargeImageResNet, StemConv2d
 
 __all__ = ["build_backbone", "check_side"]
@@ -88,6 +89,7 @@ def build_backbone(config: ModelConfig, image_size: int) -> tuple[nn.Module, int
         else:
             backbone.__class__, backbone.conv1.__class__ = LargeImageResNet, StemConv2d  # keep their weights
     adopt_norms(backbone)
+    adopt_random_layers(backbone)
     return backbone, width
 
 

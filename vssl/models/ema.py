@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vssl.models.norm import freeze_statistics
+from vssl.models.random_layers import silence
 
 __all__ = ["Teacher", "tau_at"]
 
@@ -23,7 +24,7 @@ class Teacher(nn.Module):
     """theta_t <- tau theta_t + (1 - tau) theta_s, in place, without gradients.
 
     Weights and floating-point buffers (BatchNorm's running statistics) are averaged alike; the teacher never changes
-    its buffers itself.
+    its buffers itself. It has no dropout and no drop path, as in DINO (arXiv 2104.14294).
 
     Args:
         student: the network to copy; its norms must be those of ``vssl.models.norm`` (see ``adopt_norms``).
@@ -33,6 +34,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
         freeze_statistics(self.network)
+        silence(self.network)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> object:

@@ -11,7 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipelines.errors import UserError
 from vssl.collectives import gather_equal
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "adopt_norms", "freeze_statistics", "separate_views", "synchronise_statistics"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "adopt_norms",
+    "freeze_statistics",
+    "restore_norms",
+    "separate_views",
+    "synchronise_statistics",
+]
 
 
 class _SharedNorm(_BatchNorm):
@@ -196,6 +204,15 @@ def adopt_norms(module: nn.Module) -> None:
                 f"{kind.__name__} at {name}: its running statistics could be neither frozen in the teacher nor "
                 "synchronised; choose another model.backbone"
             )
+
+
+def restore_norms(module: nn.Module) -> None:
+    """Undo ``adopt_norms``, ``separate_views`` and ``synchronise_statistics``, in place."""
+    for part in module.modules():
+        if isinstance(part, _SharedNorm):
+            part.__class__ = type(part).__bases__[1]
+            for switch in ("images", "synchronised"):
+                part.__dict__.pop(switch, None)
 
 
 def freeze_statistics(module: nn.Module) -> None:

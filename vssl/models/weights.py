@@ -121,9 +121,10 @@ def _state_dict(content: Any, source: Path) -> dict[str, Tensor]:
     raise UserError(f"{source} holds no state dict")
 
 
-def backbone_weights(method: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a method's state dict, with the backbone's own keys."""
-    prefix = "student.backbone."
+def backbone_weights(method: dict[str, Tensor], *, teacher: bool = False) -> dict[str, Tensor]:
+    """The backbone's part of a method's state dict, with the backbone's own keys: the student's, or the teacher's,
+    which is empty if there is none."""
+    prefix = "teacher.network.backbone." if teacher else "student.backbone."
     return {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}
 
 

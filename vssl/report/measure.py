@@ -3,7 +3,9 @@ training, and by no network (raw pixels)."""
 
 import contextlib
 import dataclasses
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -166,7 +168,15 @@ def _untrained(model: Pretrained, packed: Packed) -> nn.Module:
     Training also measures these statistics; they alone make features more useful and multiply their RankMe.
     Without them, a run that learned nothing would seem to have helped.
     """
-    backbone = initial_method(model.config).student.backbone.to(model.device)
+    config = model.config
+    if config.model.weights and not Path(config.model.weights).exists():
+        print(
+            f"the weights that the run began with are gone ({config.model.weights}): random ones stand for the network "
+            "before training",
+            file=sys.stderr,
+        )
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=""))
+    backbone = initial_method(config).student.backbone.to(model.device)
     with _loader(model, packed, "train", BANK) as loader:
         update_bn((model.augment.views(b.pixels, b.size, b.index, _SEED, 0).full for b in loader), backbone)
     return backbone

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from pipelines.config import AugmentConfig
 from pipelines.errors import UserError
 from pipelines.formats.ffcv.loader import FfcvLoader
 from pipelines.formats.ffcv.reader import BetonReader
-from pipelines.formats.packed import open_reader
+from pipelines.formats.packed import open_packed, open_reader
 from pipelines.loading.build import build_loader
 from pipelines.loading.reference import TorchLoader
 from pipelines.loading.sampler import Sampler
@@ -351,3 +352,27 @@ def test_copies_beside_a_busy_gpu_arrive_whole(build, cuda, kind):
     busy = checksums(build(kind, "photographs", device=cuda, prefetch=1), load=6)
     idle = checksums(build(kind, "photographs", device=cuda), load=0)
     assert torch.equal(busy, idle)
+
+
+def test_without_room_in_shared_memory_the_torch_loader_says_so(packed_dirs, monkeypatch):
+    """Its workers would wait for ever."""
+    packed = open_packed(packed_dirs["resident"])
+    data = replace(DATA, loader="torch", workers=1, batch_size=1)
+    free = shutil.disk_usage("/dev/shm")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"/dev/shm has .* MB free, and data.loader=torch keeps"):
+        build_loader(data, RECIPE, packed, "train", train=True, seed=0, device=CPU)
+
+
+def test_workers_outlive_a_groups_signals(packed_dirs):
+    """Else the batches that the main process waits for, before it saves, would not come."""
+    packed = open_packed(packed_dirs["resident"])
+    data = replace(DATA, loader="torch", workers=1, batch_size=1)
+    with contextlib.closing(build_loader(data, RECIPE, packed, "train", train=True, seed=0, device=CPU)) as loader:
+        batches = iter(loader)
+        next(batches)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, number)
+        assert len(list(batches)) == len(loader) - 1
+    assert not multiprocessing.active_children()

@@ -10,6 +10,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipelines.batch import Batch
 from support.training import first_batch
 from vssl.engine.compilation import compile_step
 from vssl.engine.trainer import Trainer
@@ -118,3 +119,14 @@ def test_the_number_of_operations_of_an_update_does_not_grow_with_the_network(co
             trainer.train_step.update(loss)
         counts.append(dispatched.count)
     assert counts[0] == counts[1] > 0
+
+
+def test_any_number_of_shapes_can_be_compiled(config, compile_with):
+    """Ragged batches, micro-batches and growing views have one each; torch's own limit is 8."""
+    compile_with("eager")
+    trainer = Trainer(config("data.workers=1"))
+    step, batch = trainer.train_step, first_batch(trainer)
+    assert compile_step(step, batch)
+    for images in range(4, 24):
+        step(Batch(*(part[:images] for part in batch)))
+    assert step.metrics.read()["loss"] > 0

@@ -10,7 +10,7 @@ from pipelines.convert import convert
 from pipelines.errors import UserError
 from pipelines.formats.packed import open_packed
 from support.programs import run_program
-from support.training import kill_after, lines
+from support.training import finish, kill_after, lines
 from vssl.config import options_of, to_yaml
 from vssl.engine.batch_size_checks import check_sizes
 from vssl.engine.checkpoint import Checkpoints
@@ -277,3 +277,15 @@ def test_without_labels_a_run_says_why_there_is_no_knn(config, folders, tmp_path
     overrides = ("train.epochs=1", "eval.every=1", "data.limit=8", "data.batch_size=4")
     Trainer(config(f"data.dir={tmp_path / 'data'}", *overrides)).fit()
     assert capsys.readouterr().err == f"no kNN during training: {tmp_path / 'data'} has no labels\n"
+
+
+def test_a_run_is_resumed_without_the_weights_that_it_started_from(config, tmp_path):
+    source = finish(config(f"run.dir={tmp_path / 'source'}", "data.limit=64", "train.epochs=1"))
+    weights = tmp_path / "w.safetensors"
+    shutil.copy(source / "backbone.safetensors", weights)
+    kill_after(config(f"model.weights={weights}", "checkpoint.every_steps=3"), steps=14)
+    weights.unlink()
+    for keys in ((f"model.weights={weights}",), ()):
+        resumed = Trainer(config(*keys, "checkpoint.every_steps=3"), resume="auto")
+        assert resumed.step == 12
+        resumed.directory.close()

@@ -1,6 +1,8 @@
 """The step and the loop: what a step changes, exact resume, bad steps, the run directory."""
 
 import copy
+import errno
+import fcntl
 import gc
 import itertools
 import json
@@ -23,6 +25,7 @@ from support.training import (
     first_batch,
     kill_after,
     lines,
+    losses,
     measured,
     small_config,
 )
@@ -270,7 +273,12 @@ def test_sigterm_saves_and_exits(config, tmp_path):
     assert f"saved at step {saved}; continue with --resume auto" in err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+SIGNALS = [
+    (number, 128 + number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_saves_and_stops(config, number, code):
     trainer = Trainer(config("checkpoint.every_steps=1000"))
 
@@ -283,6 +291,111 @@ def test_a_signal_saves_and_stops(config, number, code):
         trainer.fit()
     assert stopped.value.code == code
     assert trainer.directory.checkpoints.newest()["step"] == trainer.step < trainer.total_steps
+
+
+def test_a_file_system_without_locks_is_said(config, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    Trainer(config()).directory.close()
+    assert "without locks (No locks available)" in capsys.readouterr().err
+
+
+def test_an_ignored_signal_stays_ignored(config):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        trainer = Trainer(
+            config("train.epochs=1", "data.limit=64"), on_step=lambda _: signal.raise_signal(signal.SIGHUP)
+        )
+        trainer.fit()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert trainer.step == trainer.total_steps
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_signal_in_an_evaluation_is_answered_before_its_next_batch(config, tmp_path, epochs):
+    """The epoch is saved already, and a resumed run evaluates it."""
+    trainer = Trainer(config("eval.every=1", "data.limit=128"))
+    measure, batches = trainer.evaluation.measure, []
+
+    def interrupted(backbone, probe, each):
+        def note():
+            batches.append(trainer.step)
+            signal.raise_signal(signal.SIGTERM)
+            each()
+
+        return measure(backbone, probe, note if trainer.step == 4 * epochs else each)
+
+    trainer.evaluation.measure = interrupted
+    with pytest.raises(Stopped) as stopped:
+        trainer.fit()
+    trainer.directory.close()
+    assert stopped.value.code == 143 and batches == [4 * epochs] and trainer.train_step.method.student.training
+    assert trainer.directory.checkpoints.newest()["step"] == 4 * epochs
+    resumed = Trainer(config("eval.every=1", "data.limit=128"), resume="auto")
+    resumed.fit()
+    resumed.directory.close()
+    assert [line["step"] for line in lines(tmp_path / "run") if "knn_top1" in line] == [0, 4, 8]
+    assert resumed.knn_first is not None
+
+
+def test_an_epoch_is_saved_before_it_is_evaluated(config, tmp_path):
+    """An evaluation that fails costs no epoch, and one that was done is not repeated."""
+    trainer = Trainer(config("eval.every=1", "data.limit=128"))
+    measure = trainer.evaluation.measure
+
+    def fail(*arguments):
+        result = measure(*arguments)
+        if trainer.step == 4:
+            trainer._write(**result)
+            raise MemoryError
+        return result
+
+    trainer.evaluation.measure = fail
+    with pytest.raises(MemoryError):
+        trainer.fit()
+    trainer.directory.close()
+    resumed = Trainer(config("eval.every=1", "data.limit=128"), resume="auto")
+    assert resumed.step == 4
+    resumed.fit()
+    assert [line["step"] for line in lines(tmp_path / "run") if "knn_top1" in line] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("method", ["dino", "byol"])
+def test_moving_averages_move_once_per_step(config, tmp_path, method):
+    """Without BatchNorm accumulated steps of DINO are those of whole batches; BatchNorm's first averages are, too."""
+    network, images = {"dino": ("support.networks:Dropping", 96), "byol": ("resnet8", 32)}[method]
+    keys = (f"method.name={method}", f"model.backbone={network}", f"data.limit={images}", "train.epochs=1")
+
+    def trained(parts):
+        trainer = Trainer(
+            config(
+                *keys,
+                "train.log_every=1",
+                "optim.lr=0.01",
+                f"train.accumulate={parts}",
+                f"run.dir={tmp_path / str(parts)}",
+            )
+        )
+        trainer.fit()
+        return trainer.train_step.method.state_dict(), losses(tmp_path / str(parts))
+
+    (whole, loss), (parts, other) = trained(1), trained(4)
+    if method == "dino":
+        assert other == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(parts["centre"], whole["centre"], rtol=1e-4, atol=1e-6)
+    else:
+        name = "student.backbone.bn1.running_mean"
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "said"), [("moco_v3", True), ("vicreg", True), ("lejepa", True), ("byol", False)])
+def test_a_method_says_what_a_micro_batch_means_for_it(config, capsys, method, said):
+    keys = (f"method.name={method}", "data.limit=64", "train.epochs=1", "train.accumulate=2")
+    Trainer(config(*keys)).fit()
+    assert ("train.accumulate=2 micro-batches of 16 images: " in capsys.readouterr().err) == said
 
 
 @pytest.mark.gpu

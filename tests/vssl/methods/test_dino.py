@@ -143,7 +143,7 @@ def views():
 
 def test_the_centre_is_the_moving_average_of_the_teachers_outputs(method):
     inputs, expected = views(), torch.zeros(24, dtype=torch.float64)
-    method.expect(B)  # which a call of the teacher alone does not know
+    method.expect(*inputs)  # which a call of the teacher alone does not know
     for _ in range(3):
         _, outputs = method.teacher(inputs[0].full)
         expected = 0.9 * expected + 0.1 * outputs.double().mean(dim=0)

@@ -1,6 +1,9 @@
 """Weighted kNN by cosine similarity, and diagnostics of val's features."""
 
+import math
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from pipelines.options import option
 from vssl.evaluation.feature_statistics import alignment, feature_std, rankme, uniformity
@@ -30,8 +33,8 @@ class KNN(EvaluationProtocol):
     def measure(self, evaluation: OfflineEvaluation) -> dict:
         k, temperature = self.options.k, self.options.temperature
         features, labels = evaluation.features("val")
-        votes = evaluation.knn_votes(k=k, temperature=temperature)
-        wide = evaluation.report("knn", evaluation.knn_votes(k=_WIDE_K, temperature=_WIDE_TEMPERATURE), labels)
+        votes = _cast(evaluation.knn_votes(k=k, temperature=temperature))
+        wide = evaluation.report("knn", _cast(evaluation.knn_votes(k=_WIDE_K, temperature=_WIDE_TEMPERATURE)), labels)
         views = evaluation.of_views(lambda views, images: evaluation.model.backbone(views).split(images))
         return evaluation.report("knn", votes, labels) | {
             "k": k,
@@ -51,3 +54,8 @@ class KNN(EvaluationProtocol):
         wide = report["wide"]
         line = f"knn top-1 with k={wide['k']}, T={wide['temperature']}: {wide['top1']:.4f}"
         return [line, *(f"{name}: {report[name]:.4g}" for name in _HEALTH)]
+
+
+def _cast(votes: Tensor) -> Tensor:
+    """Votes [N, classes] as scores, in which a class without a vote is no answer."""
+    return votes.where(votes > 0, -math.inf)

@@ -1,9 +1,10 @@
 """Linear classification of cached features; a held-out part of train selects the learning rate."""
 
+import sys
 from dataclasses import dataclass
 
 from pipelines.options import option
-from vssl.evaluation.linear import linear_predict, select_and_fit
+from vssl.evaluation.linear import LEARNING_RATES, linear_predict, select_rate
 from vssl.evaluation.offline import OfflineEvaluation
 from vssl.evaluation.protocols.base import EvaluationProtocol, ProtocolOptions
 
@@ -17,7 +18,7 @@ class LinearOptions(ProtocolOptions):
 
 
 class Linear(EvaluationProtocol):
-    """Linear classification of cached features; a tenth of train selects the learning rate."""
+    """Linear classification of cached, standardised features; a tenth of train selects the learning rate."""
 
     Options = LinearOptions
 
@@ -25,12 +26,18 @@ class Linear(EvaluationProtocol):
         epochs, seed = self.options.epochs, self.options.seed
         features, labels = evaluation.features("train")
         classes = len(evaluation.packed.classes)
-        weights, held_out = select_and_fit(features, labels, classes, epochs=epochs, seed=seed)
+        weights, rate, held_out = select_rate(features, labels, classes, epochs=epochs, seed=seed)
+        if rate in (LEARNING_RATES[0], LEARNING_RATES[-1]):
+            print(
+                f"the learning rate {rate:.4g} was best on the held-out images and is the end of the grid "
+                f"({LEARNING_RATES[0]:.4g} to {LEARNING_RATES[-1]:.4g}): another one may be better",
+                file=sys.stderr,
+            )
         features, labels = evaluation.features("val")
         return evaluation.report("linear", linear_predict(weights, features)[0], labels) | {
             "epochs": epochs,
             "seed": seed,
-            "learning_rate": max(held_out, key=held_out.__getitem__),
+            "learning_rate": rate,
             "held_out_top1": {f"{rate:.4g}": top1 for rate, top1 in held_out.items()},
         }
 
