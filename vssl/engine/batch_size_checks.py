@@ -3,9 +3,10 @@
 from pipelines.errors import UserError
 from pipelines.formats.packed import Packed
 from vssl.engine.config import Config
+from vssl.methods.base import Method
 from vssl.runtime.processes import World
 
-__all__ = ["check_sizes"]
+__all__ = ["check_sizes", "explain_micro_batches"]
 
 _ALONE = "leaves BatchNorm (and losses that compare images) a single image, whose variance is 0"
 
@@ -50,3 +51,14 @@ def _smallest_part(images: int, config: Config, world: World) -> int:
     """The fewest of ``images``, a batch over all processes, that share the statistics of a BatchNorm."""
     last = max(1, images // world.size // config.train.accumulate)
     return last * world.size if config.model.sync_batchnorm else last
+
+
+def explain_micro_batches(config: Config, method: Method) -> str:
+    """What ``train.accumulate`` means for a method whose loss compares the images of a batch; empty: nothing."""
+    parts, images = config.train.accumulate, config.data.batch_size
+    if parts == 1 or not method.micro_batch:
+        return ""
+    return (
+        f"train.accumulate={parts} micro-batches of {images // parts} images: {method.micro_batch}, which is not the "
+        f"loss of {images} images"
+    )

@@ -21,7 +21,16 @@ from vssl.models.config import ModelConfig
 from vssl.optim import OPTIMIZERS, find_optimizer
 from vssl.optim.base import OptimOptions, ResolvedOptim
 
-__all__ = ["CheckpointConfig", "Config", "Resolved", "RunConfig", "TrainConfig", "load_config", "resolve"]
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "Resolved",
+    "RunConfig",
+    "TrainConfig",
+    "load_config",
+    "resolve",
+    "without_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,11 @@ def resolve(config: Config) -> Resolved:
         "augment": complete(_fill(config.augment, recipe.augment), config.data.image_size),
     }
     return Resolved(**vars(config) | sections)
+
+
+def without_weights(config: Resolved) -> Resolved:
+    """The config without ``model.weights``: a checkpoint has all weights, and the file may be gone by now."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=""))
 
 
 def _fill(section: Any, values: dict[str, Any]) -> Any:

@@ -1,9 +1,15 @@
 """Count the steps that were not finite and remember the first one, on the device."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["Watch"]
+from pipelines.errors import UserError
+from pipelines.files import write_json
+
+__all__ = ["Watch", "diagnosis"]
 
 
 class Watch:
@@ -36,3 +42,19 @@ class Watch:
         for counter in (self.steps, self.bad_steps, self.first):
             counter.zero_()
         return bad, first
+
+
+def diagnosis(path: Path, figures: dict[str, Any], *, write: bool) -> UserError:
+    """Write what is known of steps that were not finite; the error that names the file.
+
+    Args:
+        figures: with ``bad_steps`` and ``first_bad_step``.
+        write: False on all processes but the first.
+    """
+    if write:
+        write_json(path, figures)
+    return UserError(
+        f"the loss or a gradient was not finite in {figures['bad_steps']} of the last steps, first in step "
+        f"{figures['first_bad_step']}; they changed nothing, the last checkpoint is kept, and {path} has the batch and "
+        "the last healthy figures: lower optim.lr or set train.clip_grad"
+    )

@@ -1,5 +1,6 @@
 """The identity of a run in its checkpoint, and the allowed differences in the run that continues it."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.errors import UserError
@@ -8,8 +9,9 @@ from pipelines.options import may_change
 from vssl.config import from_dict, options_of, to_dict, value_to_yaml
 from vssl.engine.config import Config, resolve
 from vssl.engine.former_keys import drop_former_keys
+from vssl.loggers.jsonl import read_metrics
 
-__all__ = ["Change", "find_changes", "identify"]
+__all__ = ["Change", "find_changes", "identify", "logged_knn"]
 
 
 class Change(NamedTuple):
@@ -60,3 +62,10 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
     if saved["processes"] != processes:
         changes.append(Change("processes", saved["processes"], processes))
     return changes
+
+
+def logged_knn(run: Path, step: int) -> float | None:
+    """The kNN accuracy that a run's ``metrics.jsonl`` has of ``step``; None: it has none."""
+    if not (run / "metrics.jsonl").exists():
+        return None
+    return next((line["knn_top1"] for line in read_metrics(run) if line["step"] == step and "knn_top1" in line), None)

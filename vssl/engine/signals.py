@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Signals"]
+__all__ = ["Signals", "Stopped"]
 
 _HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
@@ -42,3 +42,11 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; everything is saved. ``code``: the process's exit code, 128 + signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.code = 128 + number

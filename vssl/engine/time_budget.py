@@ -65,3 +65,10 @@ class TimeBudget:
         if interval:
             left, each = left - self.evaluation, each + self.evaluation / interval
         return min(limit, done + max(1, math.floor(left / max(each, 1e-9))))
+
+    def describe(self, plan: int, per_epoch: int, epochs: int) -> str:
+        """One line on the plan of so many steps."""
+        return (
+            f"train.minutes={self._seconds / 60:g}: {plan:,} steps ({plan / per_epoch:.4g} of {epochs} epochs), "
+            f"at {self.step:.3g} s per step and {self.evaluation:.3g} s per evaluation"
+        )

@@ -1,10 +1,8 @@
 """The training loop: build, resume, train, log, evaluate, save, export."""
 
 import contextlib
-import dataclasses
 import functools
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,38 +13,31 @@ from pipelines.augment.groups import at_side
 from pipelines.augment.views import Augment
 from pipelines.batch import Loader
 from pipelines.errors import UserError
-from pipelines.files import write_json
 from vssl.config import to_dict
 from vssl.engine.async_checkpoint import Saver
+from vssl.engine.batch_size_checks import explain_micro_batches
 from vssl.engine.build import build_step, evaluation_loader, make_views, open_run, prepare_step, training_loader
 from vssl.engine.checkpoint import export_backbone
 from vssl.engine.collapse_alarms import Alarms
-from vssl.engine.config import Config, resolve
+from vssl.engine.config import Config, resolve, without_weights
+from vssl.engine.derived import derived_values
 from vssl.engine.environment import describe_environment
 from vssl.engine.hang_watch import HangWatch
+from vssl.engine.nonfinite import diagnosis
 from vssl.engine.progressive_resize import view_side
-from vssl.engine.resume import Change, find_changes, identify
+from vssl.engine.resume import Change, find_changes, identify, logged_knn
 from vssl.engine.run_ahead import RunAhead
 from vssl.engine.run_directory import RunDirectory
-from vssl.engine.signals import Signals
+from vssl.engine.signals import Signals, Stopped
 from vssl.engine.time_budget import TimeBudget
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.loggers.group import LoggerGroup
-from vssl.loggers.jsonl import read_metrics
 from vssl.models.ema import tau_at
 from vssl.models.weights import backbone_weights
 from vssl.optim import Schedule
 from vssl.runtime.processes import World
 
 __all__ = ["Stopped", "Trainer"]
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; everything is saved. ``code``: the process's exit code, 128 + signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code = 128 + number
 
 
 class Trainer:
@@ -80,13 +71,8 @@ class Trainer:
         self._changes: list[Change] = []
         if state is not None:
             self._changes = find_changes(state.get("run"), config, self.packed, world.size)
-        # A checkpoint has all weights: the file that the run started from may be gone by now.
-        start = (
-            config
-            if state is None
-            else dataclasses.replace(config, model=dataclasses.replace(config.model, weights=""))
-        )
-        self.train_step = build_step(start, self.packed, self.device, world)
+        fresh = config if state is None else without_weights(config)
+        self.train_step = build_step(fresh, self.packed, self.device, world)
         self._side = config.data.image_size
         self.loader = self._build_loader()
         self._set_length(config.train.epochs * len(self.loader))
@@ -135,19 +121,14 @@ class Trainer:
             closing.callback(lambda: self.loader.close())  # the current one: it may be replaced
             if self.directory is not None:
                 environment = describe_environment(self.device, self.world.size)
-                self.directory.describe(self.config, environment | {"derived": self._derived()}, self.step)
+                derived = derived_values(self.config, self.schedule, len(self.loader), self.world.size)
+                self.directory.describe(self.config, environment | {"derived": derived}, self.step)
                 names, run = self.config.train.loggers, self.directory.path
                 self.loggers = LoggerGroup(names, run, to_dict(self.config), self.total_steps, self.step)
                 closing.callback(self.loggers.close)
                 self.saver = closing.enter_context(Saver(self.directory.checkpoints, self.device))
-            parts, meaning = self.config.train.accumulate, self.train_step.method.micro_batch
-            if parts > 1 and meaning:
-                images = self.config.data.batch_size
-                print(
-                    f"train.accumulate={parts} micro-batches of {images // parts} images: {meaning}, which is not the "
-                    f"loss of {images} images",
-                    file=sys.stderr,
-                )
+            if meaning := explain_micro_batches(self.config, self.train_step.method):
+                print(meaning, file=sys.stderr)
             if self.step > 0:
                 self._announce_resume()
             if self.step == 0 or self._evaluation_is_due():  # stopped between saving and evaluating
@@ -196,25 +177,6 @@ class Trainer:
                 + ("" if tau is None else f", teacher's momentum {tau:.4f}"),
                 file=sys.stderr,
             )
-
-    def _derived(self) -> dict:
-        """Values computed from the config and the data, for ``environment.json``."""
-        batch, optim = self.config.data.batch_size, self.config.optim
-        warmup, final_decay = optim.warmup_epochs, optim.final_weight_decay
-        return {
-            "learning_rate": self.schedule.lr,
-            "learning_rate_rule": f"optim.lr {optim.lr:g} x data.batch_size {batch} / 256",
-            "final_learning_rate": self.schedule.final_lr,
-            "weight_decay_rule": "constant"
-            if final_decay is None
-            else f"cosine from {optim.weight_decay:g} to {final_decay:g}",
-            "images_per_process": batch // self.world.size,
-            "steps_per_epoch": len(self.loader),
-            "warmup_steps": self.schedule.warmup_steps,
-            "warmup_rule": "10 epochs, at most a tenth of the run"
-            if warmup is None
-            else f"optim.warmup_epochs {warmup:g}",
-        }
 
     def _build_loader(self) -> Loader:
         """The loader of the training images, for views of the current size."""
@@ -305,11 +267,7 @@ class Trainer:
         self._write(planned_steps=plan, seconds_per_step=budget.step)
         if self.world.is_main:
             self.loggers.set_length(plan)
-        line = (
-            f"train.minutes={train.minutes:g}: {plan:,} steps ({plan / per_epoch:.4g} of {train.epochs} epochs), "
-            f"at {budget.step:.3g} s a step and {budget.evaluation:.3g} s an evaluation"
-        )
-        self._tell([line])
+        self._tell([budget.describe(plan, per_epoch, train.epochs)])
 
     def _after_epoch(self) -> None:
         epoch, ragged = divmod(self.step, len(self.loader))
@@ -360,22 +318,15 @@ class Trainer:
     def _diagnose(self, bad: int, first: int) -> None:
         """Write ``diagnosis.json`` on ``bad`` steps that were not finite, from step ``first`` on; raise UserError."""
         index = self.world.gather(self.train_step.watch.index).tolist()
-        path = Path(self.config.run.dir) / "diagnosis.json"
-        if self.world.is_main:
-            diagnosis = {
-                "first_bad_step": first,
-                "bad_steps": bad,
-                "logged_at_step": self.step,
-                "images": [image for image in index if image >= 0],  # positions in the packed training split
-                "loss_scale": self.train_step.loss_scale.scale.item(),
-                "last_healthy": self._healthy,
-            }
-            write_json(path, diagnosis)
-        raise UserError(
-            f"the loss or a gradient was not finite in {bad} of the last steps, first in step {first}; they changed "
-            f"nothing, the last checkpoint is kept, and {path} has the batch and the last healthy figures: lower "
-            "optim.lr or set train.clip_grad"
-        )
+        figures = {
+            "first_bad_step": first,
+            "bad_steps": bad,
+            "logged_at_step": self.step,
+            "images": [image for image in index if image >= 0],  # positions in the packed training split
+            "loss_scale": self.train_step.loss_scale.scale.item(),
+            "last_healthy": self._healthy,
+        }
+        raise diagnosis(Path(self.config.run.dir) / "diagnosis.json", figures, write=self.world.is_main)
 
     def _evaluate(self) -> None:
         if not self.config.eval.every:
@@ -445,11 +396,8 @@ class Trainer:
     def _find_evaluation(self, known: int) -> int:
         """The step of the last evaluation: ``known`` from the checkpoint, or this step's, whose result the run has in
         ``metrics.jsonl``: a checkpoint is written before its evaluation."""
-        measured: float | None = None
-        if self.directory is not None and known != self.step and (self.directory.path / "metrics.jsonl").exists():
-            found = [line for line in read_metrics(self.directory.path) if line["step"] == self.step]
-            measured = next((line["knn_top1"] for line in found if "knn_top1" in line), None)
-        measured = self.world.broadcast(measured)
+        logged = None if self.directory is None or known == self.step else logged_knn(self.directory.path, self.step)
+        measured = self.world.broadcast(logged)
         if measured is None:
             return known
         self.knn_last = measured
