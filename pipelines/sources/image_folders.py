@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -12,20 +12,36 @@ from pipelines.sources.base import SourceSplit
 
 __all__ = [
     "NO_IMAGE",
+    "SUFFIXES",
     "all_images",
     "class_folders",
     "first_of",
     "from_files",
     "is_image",
+    "is_leftover",
+    "is_unsupported",
     "list_folder",
     "tell_ignored",
 ]
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-_UNSUPPORTED = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw")
-NO_IMAGE = f"holds no image ({' '.join(_SUFFIXES)})"
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"),
+    *(".jfif", ".jpe", ".mpo", ".pnm", ".pbm"),
+)
+_UNSUPPORTED = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".tga", ".psd", ".ico", ".exr", ".hdr"),
+    *(".dcm", ".dicom", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".nii", ".npy", ".mat"),
+)
+# What systems and NAS put beside the user's files: thumbnails, deleted files, snapshots. In lower case.
+_LEFTOVERS = frozenset(
+    (
+        *("@eadir", "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "recycler"),
+        *("lost+found", "system volume information", "__macosx", "_thumbs"),
+    )
+)
+NO_IMAGE = f"holds no image ({' '.join(SUFFIXES)})"
 
 
 def class_folders(root: Path, folders: Sequence[Path], classes: Sequence[str]) -> SourceSplit:
@@ -152,10 +168,16 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def is_image(file: str) -> bool:
     """Whether a file's name is that of an image that can be read."""
-    return not file.startswith(".") and file.lower().endswith(_SUFFIXES)
+    return not file.startswith(".") and file.lower().endswith(SUFFIXES)
 
 
-def _is_unsupported(file: str) -> bool:
+def is_leftover(path: PurePosixPath) -> bool:
+    """Whether a path leads to what a system has put there: thumbnails, deleted files, macOS's ``._`` files."""
+    return path.name.startswith("._") or any(part.lower() in _LEFTOVERS for part in path.parts)
+
+
+def is_unsupported(file: str) -> bool:
+    """Whether a file's name is that of an image that cannot be read."""
     return not file.startswith(".") and file.lower().endswith(_UNSUPPORTED)
 
 
@@ -167,8 +189,8 @@ def from_files(root: Path, paths: list[str], labels: list[int], unusable: dict[s
 
 def tell_ignored(folder: Path, ignored: list[str]) -> None:
     """Log which files in ``folder`` are left out, if any are: images of unsupported kinds, and other files."""
-    unsupported = [file for file in ignored if _is_unsupported(file)]
-    others = [file for file in ignored if not _is_unsupported(file)]
+    unsupported = [file for file in ignored if is_unsupported(file)]
+    others = [file for file in ignored if not is_unsupported(file)]
     if unsupported:
         kinds = " ".join(sorted({Path(file).suffix.lower() for file in unsupported}))
         logger.warning(

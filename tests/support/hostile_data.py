@@ -98,7 +98,7 @@ PACKED = [
     ),
 ]
 
-KINDS = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif"
+KINDS = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif .jfif .jpe .mpo .pnm .pbm"
 SKIP = "(--on-error skip leaves it out)"
 SOURCE = [
     Row("source missing", f"{CONVERT} --source {{tmp}}/absent", "{tmp}/absent: no such folder"),
