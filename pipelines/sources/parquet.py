@@ -72,9 +72,8 @@ class _Images:
                     for image in batch.column(0):
                         value = image.as_py() or b""
                         if isinstance(value, dict):
-                            place = value.get("path")
-                            has_only_path = value["bytes"] is None and place
-                            value = str(path.parent / place) if has_only_path else value["bytes"] or b""
+                            place = value.get("path") if value["bytes"] is None else None
+                            value = str(path.parent / place) if place else value["bytes"] or b""
                         yield value
 
 
