@@ -1,6 +1,6 @@
 """A folder of the user's images: ``train/`` and optionally ``val/`` or ``test/``, under these or other usual names,
-with class folders; or only class folders; or images without labels. Tiny ImageNet's ``val/``, whose labels are in a file,
-is read too.
+with class folders; or only class folders; or images without labels. Tiny ImageNet's ``val/``, whose labels are in a
+file, is read too.
 """
 
 import logging
