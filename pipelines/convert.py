@@ -25,7 +25,7 @@ from pipelines.formats.protocol import Writer
 from pipelines.formats.staging import staged
 from pipelines.images import ImageError, Recipe, Sample, decode, pillow_silenced, prepare_counted
 from pipelines.sources import load_source
-from pipelines.sources.base import Image, Source, SourceSplit, read_file
+from pipelines.sources.base import Image, Source, SourceSplit, file_size, read_file
 from pipelines.sources.held_out import hold_out
 from pipelines.summary import Summary, draw_sheet
 
@@ -35,6 +35,7 @@ DIGITS_DIR = Path("data/digits-resident")  # where the programs expect the digit
 
 _SKIP_HINT = "--on-error skip leaves it out"
 _CHUNK = 16  # images per task of a worker; stopping waits for the tasks in progress
+_CHUNK_BYTES = 4 * 2**20  # of their files at most, unless one is larger; some chunks per worker wait in memory
 _VERIFY_CHUNK = 2048  # samples per task of a worker; each task reads the split's table
 
 
@@ -189,8 +190,7 @@ def _pack_split(
 ) -> list[dict[str, str]]:
     """Write a split's files (none without a writer) and fill the summary; returns what was skipped."""
     skipped = [{"split": name, "file": file, "reason": reason} for file, reason in split.unusable.items()]
-    images = iter(split.images)
-    chunks = iter(lambda: list(itertools.islice(images, _CHUNK)), [])
+    chunks = _chunked(split.images)
     # Pixels that are only copied gain nothing from a second process.
     workers = 1 if isinstance(split.images, np.ndarray) and recipe.quality is None else _cores(workers)
     workers = min(workers, -(-len(split.names) // _CHUNK))
@@ -215,6 +215,19 @@ def _pack_split(
     for entry in skipped:
         summary.leave_out(entry["reason"])
     return skipped
+
+
+def _chunked(images: Iterable[Image]) -> Generator[list[Image]]:
+    chunk: list[Image] = []
+    size = 0
+    for image in images:
+        size += file_size(image)
+        if chunk and (len(chunk) == _CHUNK or size > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], file_size(image)
+        chunk.append(image)
+    if chunk:
+        yield chunk
 
 
 def _prepare_chunk(recipe: Recipe, images: Iterable[Image]) -> list[tuple[Sample | str, list[str]]]:

@@ -97,7 +97,10 @@ def prepare(source: bytes | np.ndarray, recipe: Recipe) -> Sample:
 
 def prepare_counted(source: bytes | np.ndarray, recipe: Recipe) -> tuple[Sample, list[str]]:
     """``prepare``, with the ways in which the picture differs from its file, in a few words each."""
-    found = _decode(source) if isinstance(source, bytes) else _Decoded(Image.fromarray(source), False, [])
+    if isinstance(source, bytes):
+        found = _decode_huge(source, recipe.max_resolution) or _decode(source)
+    else:
+        found = _Decoded(Image.fromarray(source), False, [])
     image, storable, changes = found
     scale = (recipe.max_resolution or math.inf) / max(image.size)
     if scale < 1:
@@ -185,7 +188,10 @@ def _refusing() -> Generator[None]:
 
 
 def _too_large() -> ImageError:
-    return ImageError(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels")
+    return ImageError(
+        f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels: give --max-resolution if it is a JPEG, "
+        "or scale it down first"
+    )
 
 
 def _decode(data: bytes) -> _Decoded:
@@ -201,6 +207,27 @@ def _decode(data: bytes) -> _Decoded:
             if essentials == data:
                 raise
             return _decode_file(essentials)
+
+
+def _decode_huge(data: bytes, longest: int | None) -> _Decoded | None:
+    """A JPEG file of too many pixels at a half, a quarter or an eighth of its size: the smallest not below ``longest``.
+
+    Returns:
+        None: another file, or none of these scales has few enough pixels.
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    frame = jpeg_frame(data) if longest and most and data.startswith(b"\xff\xd8") else None
+    if frame is None or longest is None or most is None or frame.height * frame.width <= most:
+        return None
+    divisor = next((n for n in (8, 4, 2) if max(frame.height, frame.width) / n >= longest), 2)
+    height, width = -(-frame.height // divisor), -(-frame.width // divisor)
+    if frame.unread or frame.components == 4 or height * width > most:
+        return None
+    with _refusing():
+        pixels = _decode_jpeg(data, height, width)
+        if pixels is None:
+            return None
+        return _Decoded(_turn(Image.fromarray(pixels), frame.orientation), False, [])
 
 
 def _decode_file(data: bytes) -> _Decoded:

@@ -1,8 +1,11 @@
 """What a file is whose pixels cannot be read, by its first bytes; and the parts of PNG and JPEG files."""
 
 import re
+import struct
 import zlib
 from typing import NamedTuple
+
+from PIL import Image
 
 __all__ = [
     "PNG",
@@ -111,6 +114,9 @@ class JpegFrame(NamedTuple):
     marker: int  # second byte of the marker SOF
     bits: int  # per sample
     components: int
+    height: int  # pixels
+    width: int
+    orientation: int  # of the EXIF data, 1..8
 
     @property
     def unread(self) -> str | None:
@@ -126,16 +132,30 @@ class JpegFrame(NamedTuple):
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
     """What the frame header of a JPEG file says; None: none is found."""
-    at = 2
+    at, orientation = 2, 1
     while (found := _NEXT_MARKER.match(data, at)) is not None:
         marker, at = data[found.end() - 1], found.end()
         if marker in _FRAMES:
-            return JpegFrame(marker, data[at + 2], data[at + 7]) if at + 8 <= len(data) else None
+            if at + 8 > len(data):
+                return None
+            bits, height, width, components = struct.unpack(">BHHB", data[at + 2 : at + 8])
+            return JpegFrame(marker, bits, components, height, width, orientation)
+        if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
+            orientation = _orientation(data[at + 2 : at + int.from_bytes(data[at : at + 2], "big")])
         if marker in (0xD9, 0xDA):
             return None
         if marker not in _NO_LENGTH:
             at += int.from_bytes(data[at : at + 2], "big")
     return None
+
+
+def _orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        return int(exif.get(0x0112, 1))
+    except Exception:  # the pixels may be sound even if the EXIF data are damaged
+        return 1
 
 
 def jpeg_end(data: bytes) -> int:

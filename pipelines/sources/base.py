@@ -13,7 +13,17 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.images import ImageError
 
-__all__ = ["FileSlice", "Image", "Source", "SourceModule", "SourceSplit", "existing_folder", "from_arrays", "read_file"]
+__all__ = [
+    "FileSlice",
+    "Image",
+    "Source",
+    "SourceModule",
+    "SourceSplit",
+    "existing_folder",
+    "file_size",
+    "from_arrays",
+    "read_file",
+]
 
 
 class FileSlice(NamedTuple):
@@ -93,6 +103,18 @@ def existing_folder(dataset: str, source: Path | None) -> Path:
 def from_arrays(split: str, pixels: np.ndarray, labels: np.ndarray) -> SourceSplit:
     """A split of pixels uint8 [N, H, W, 3] and labels int64 [N], whose images are named by their position."""
     return SourceSplit(pixels, [f"{split}[{index}]" for index in range(len(pixels))], labels)
+
+
+def file_size(image: Image) -> int:
+    """Bytes of an image as the source has it; 0 if its file cannot be found."""
+    if isinstance(image, np.ndarray):
+        return image.nbytes
+    if isinstance(image, FileSlice):
+        return image.length
+    try:
+        return os.stat(image).st_size if isinstance(image, str) else len(image)
+    except OSError:
+        return 0
 
 
 def read_file(file: str | FileSlice) -> bytes:

@@ -288,6 +288,28 @@ def test_only_the_first_of_several_pages_is_read_and_counted():
         assert "first of several frames or pages" in prepare_counted(buffer.getvalue(), KEEP)[1]
 
 
+# Size
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("most", [5000, 2000])
+def test_a_jpeg_of_too_many_pixels_is_decoded_at_a_smaller_scale(monkeypatch, orientation, most):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = np.kron(RGB[:2, :3], np.ones((40, 40, 1), np.uint8))  # 80 x 120
+    data = encoded(image, "JPEG", quality=95, exif=exif)
+    recipe = KEEP._replace(max_resolution=30, raw_pixels=10_000)
+    want = np.frombuffer(prepare(data, recipe).data, np.uint8).astype(int)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    sample = prepare(data, recipe)
+    assert (sample.height, sample.width) == ((20, 30) if orientation == 1 else (30, 20))
+    assert np.abs(np.frombuffer(sample.data, np.uint8) - want).mean() < 8
+    with pytest.raises(ImageError, match=f"more than {most:,} pixels: give --max-resolution if it is a JPEG"):
+        prepare(data, KEEP)
+    with pytest.raises(ImageError, match="pixels: give --max-resolution if it is a JPEG, or scale it down first"):
+        prepare(encoded(image), recipe)
+
+
 # Names of what is refused
 
 
