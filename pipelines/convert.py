@@ -25,7 +25,7 @@ from pipelines.formats.protocol import Writer
 from pipelines.formats.staging import staged
 from pipelines.images import ImageError, Recipe, Sample, decode, pillow_silenced, prepare_counted
 from pipelines.sources import load_source
-from pipelines.sources.base import Image, Source, SourceSplit, file_size, read_file
+from pipelines.sources.base import Image, Source, SourceSplit, file_size, read_file, without_labels
 from pipelines.sources.held_out import hold_out
 from pipelines.summary import Summary, draw_sheet
 
@@ -58,6 +58,7 @@ def convert(
     workers: int = 0,
     on_error: str = "fail",
     val_fraction: float | None = None,
+    no_labels: bool = False,
     force: bool = False,
     preview: Path | None = None,
 ) -> Report:
@@ -76,6 +77,7 @@ def convert(
         workers: processes; 0: one per core.
         on_error: what to do about an unusable image or an empty class folder: ``fail`` or ``skip``.
         val_fraction: part of train that becomes val, for a source without val; see ``held_out.hold_out``.
+        no_labels: folders or labels mean nothing; all images are packed without.
         preview: a PNG that becomes the contact sheet, see ``summary.draw_sheet``.
 
     Raises:
@@ -94,6 +96,7 @@ def convert(
     try:
         with staged(out, may_replace) as folder:
             loaded = source if isinstance(source, Source) else load_source(dataset, source)
+            loaded = without_labels(loaded) if no_labels else loaded
             if on_error == "fail":
                 _refuse_unusable(loaded)
             if val_fraction is not None:
@@ -127,6 +130,7 @@ def examine(
     quality: int | None = None,
     workers: int = 0,
     val_fraction: float | None = None,
+    no_labels: bool = False,
     preview: Path | None = None,
 ) -> Summary:
     """Read and decode a data set as ``convert`` would, and pack nothing. What cannot be used is counted.
@@ -136,6 +140,7 @@ def examine(
     """
     writer = find_format(format).Writer
     loaded = source if isinstance(source, Source) else load_source(dataset, source)
+    loaded = without_labels(loaded) if no_labels else loaded
     if val_fraction is not None:
         loaded = hold_out(loaded, val_fraction)
     recipe = Recipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)

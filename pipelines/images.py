@@ -291,7 +291,9 @@ def _decode_unknown(data: bytes) -> _Decoded:
     if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)) is not None and frame.unread:
         raise ImageError(f"{frame.unread}, which is not read: {_REMEDY}")
     kind = "a damaged PNG" if data.startswith(PNG) else kind_of(data)
-    raise ImageError(f"{_UNKNOWN}, but {kind}: {_REMEDY}" if kind else _UNKNOWN)
+    if kind is None:
+        raise ImageError(_UNKNOWN)
+    raise ImageError(f"{_UNKNOWN}, but {kind}" + ("" if ":" in kind else f": {_REMEDY}"))
 
 
 def _from_16_bits(values: np.ndarray, orientation: int, tags: tiff.Tags) -> _Decoded:

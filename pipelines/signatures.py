@@ -50,7 +50,7 @@ _STARTS = {
     b"PK\3\4": "a ZIP archive",
     b"\x93NUMPY": "a NumPy array",
     b"version https://git-lfs": "a pointer of Git LFS, not the file: run git lfs pull",
-    b"\0\0\0\0": "no picture: it begins with zeros",
+    b"\0" * 16: "zeros, as of a download or copy that failed: fetch it again",
 }
 _NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 _FRAMES = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
@@ -58,7 +58,7 @@ _NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 
 def kind_of(data: bytes) -> str | None:
-    """What a file is, as a noun, or None if its first bytes do not say."""
+    """What a file is, as a noun, behind a colon what to do about it; None: its first bytes do not say."""
     if data[4:8] == b"ftyp":
         return _HEIF.get(data[8:12], "a film or another ISO media file")
     if data[128:132] == b"DICM":

@@ -23,6 +23,7 @@ __all__ = [
     "file_size",
     "from_arrays",
     "read_file",
+    "without_labels",
 ]
 
 
@@ -74,6 +75,12 @@ class Source:
 
     classes: tuple[str, ...]  # their order gives the labels
     splits: dict[str, SourceSplit]  # train, and val if there is one
+
+
+def without_labels(source: Source) -> Source:
+    """The same images in the same order, without labels and classes."""
+    splits = {name: replace(split, labels=np.full_like(split.labels, -1)) for name, split in source.splits.items()}
+    return Source((), splits)
 
 
 class SourceModule(Protocol):

@@ -144,7 +144,8 @@ class _Walk:
         if self._only_folders:
             name, folders = self._only_folders[0]
             logger.warning(
-                "note: %s: %d class folders hold only folders, the first is %s with %s; the outer level is the class",
+                "note: %s: %d class folders hold only folders, the first is %s with %s; the outer level is "
+                "the class (--no-labels: none is)",
                 self._tops[0],
                 len(self._only_folders),
                 name,

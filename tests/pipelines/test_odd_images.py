@@ -332,6 +332,15 @@ def test_a_file_of_another_kind_is_named(data, name):
 
 
 @pytest.mark.parametrize(
+    ("data", "remedy"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"), (bytes(100), "fetch it again")],
+)
+def test_a_file_that_is_not_really_there_is_named(data, remedy):
+    with pytest.raises(ImageError, match=f"{remedy}$"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
     ("marker", "bits", "name"), [(0xC1, 12, "a JPEG of 12 bits"), (0xF7, 8, "JPEG-LS"), (0xC3, 8, "a lossless JPEG")]
 )
 def test_a_jpeg_of_a_rare_kind_is_named(marker, bits, name):

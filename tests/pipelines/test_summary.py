@@ -53,3 +53,10 @@ def test_many_classes_and_names_in_any_script(tmp_path):
     draw_sheet(summary, tmp_path / "sheet.png")
     assert max(Image.open(tmp_path / "sheet.png").size) < 10_000
     assert summary.lines()[-1] == "  ... and 1,180 more"
+
+
+def test_without_labels_all_images_are_of_one_kind(tmp_path):
+    source = pictures(tmp_path / "source")
+    packed = convert("folder", source, tmp_path / "out", format="resident", on_error="skip", no_labels=True).packed
+    assert packed.classes == () and np.load(tmp_path / "out/train-labels.npy").tolist() == [-1] * 11
+    assert examine("folder", source, no_labels=True).lines()[0].startswith("train: 11 images, no labels")

@@ -141,6 +141,12 @@ SOURCE = [
         "{photos}/train: holds class folders and loose images (a.jpg); it must be one or the other",
         holds("photos", "", "train/a.jpg"),
     ),
+    Row(
+        "web page named as an image",
+        CONVERT,
+        "train/cat/0.jpg: is not an image of a known format, but a web page: convert it to PNG or JPEG " + SKIP,
+        holds("photos", "<html>", "train/cat/0.jpg"),
+    ),
     Row("val without train", CONVERT, "{photos}: has val/ but no train/", gone("photos", "train")),
     Row("pipe", CONVERT, f"train/cat/9.jpg: is not a regular file {SKIP}", make_pipe),
     Row("link to nowhere", CONVERT, f"train/cat/9.jpg: cannot be read: No such file or directory {SKIP}", link("no")),

@@ -41,6 +41,7 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
             quality=arguments.quality,
             workers=arguments.workers,
             val_fraction=arguments.val_fraction,
+            no_labels=arguments.no_labels,
             preview=arguments.preview,
         )
         print(*summary.lines(), "nothing was packed (--dry-run)", sep="\n")
@@ -57,6 +58,7 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
             workers=arguments.workers,
             on_error=arguments.on_error,
             val_fraction=arguments.val_fraction,
+            no_labels=arguments.no_labels,
             force=arguments.force,
             preview=arguments.preview,
         )
@@ -114,6 +116,7 @@ def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
         metavar="F",
         help="hold out this part of each class as val, the same images every time; for sources that have no val",
     )
+    parser.add_argument("--no-labels", action="store_true", help="pack all images without labels, for folders by date")
     parser.add_argument("--dry-run", action="store_true", help="read and decode everything and say what, pack nothing")
     parser.add_argument(
         "--preview", type=Path, metavar="F.png", help="draw a contact sheet: a few images of every class, as packed"
