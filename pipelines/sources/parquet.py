@@ -29,7 +29,7 @@ def load(dataset: str, source: Path | None) -> Source:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder holds Parquet files, or one of its folders does."""
-    return bool(find_shards(folder, _SUFFIX))
+    return bool(find_shards(folder, _SUFFIX, depth=1))  # it may be an ImageNet tree, whose class folders are large
 
 
 def read_snapshot(root: Path, classes: int | None = None) -> Source:

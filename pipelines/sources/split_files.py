@@ -30,13 +30,13 @@ class Listed(NamedTuple):
     unusable: dict[str, str]  # see SourceSplit
 
 
-def find_shards(root: Path, suffix: str) -> list[Path]:
-    """The files with a suffix, in any case, in a folder or, if it has none, in those up to three below; sorted.
+def find_shards(root: Path, suffix: str, depth: int = 3) -> list[Path]:
+    """The files with a suffix, in any case, in a folder or, if it has none, in those up to ``depth`` below; sorted.
 
     Hidden files and what systems add (``._x``, ``__MACOSX``) are left out.
     """
-    for pattern in ("*", "*/*", "*/*/*", "*/*/*/*"):
-        found = [path for path in root.glob(pattern) if path.name.lower().endswith(suffix)]
+    for level in range(depth + 1):
+        found = [path for path in root.glob("*/" * level + "*") if path.name.lower().endswith(suffix)]
         paths = [path for path in found if not _is_hidden(path.relative_to(root))]
         if paths:
             return sorted(paths)
