@@ -198,11 +198,14 @@ def _decode(data: bytes) -> _Decoded:
     if not data:
         raise ImageError("is empty (0 bytes)")
     with _refusing():
-        if not data.startswith(PNG):
-            return _decode_file(data)
         try:
             return _decode_file(data)
         except Exception:
+            frame = jpeg_frame(data) if data.startswith(b"\xff\xd8") else None
+            if frame is not None and frame.unread:
+                raise ImageError(f"{frame.unread}, which is not read: {_REMEDY}") from None
+            if not data.startswith(PNG):
+                raise
             essentials = png_essentials(data)  # what accompanies the picture may be too long, or damaged
             if essentials == data:
                 raise
@@ -237,8 +240,6 @@ def _decode_file(data: bytes) -> _Decoded:
         return _decode_unknown(data)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise _too_large()  # Pillow only warns, until twice as many
-    if image.format == "JPEG" and (frame := jpeg_frame(data)) is not None and frame.unread:
-        raise ImageError(f"{frame.unread}, which is not read: {_REMEDY}")
     pixels, top, changes = None, None, []
     tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
     if tags is not None and (plain := tiff.read_plain16(data, tags)) is not None:
@@ -288,8 +289,6 @@ def _decode_unknown(data: bytes) -> _Decoded:
         if (plain := tiff.read_plain16(data, tags)) is not None:
             return _from_16_bits(*plain, tags)
         raise ImageError(tiff.unread(tags))
-    if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)) is not None and frame.unread:
-        raise ImageError(f"{frame.unread}, which is not read: {_REMEDY}")
     kind = "a damaged PNG" if data.startswith(PNG) else kind_of(data)
     if kind is None:
         raise ImageError(_UNKNOWN)

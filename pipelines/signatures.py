@@ -120,7 +120,7 @@ class JpegFrame(NamedTuple):
 
     @property
     def unread(self) -> str | None:
-        """Why it cannot be decoded; None: it can."""
+        """A kind that a decoder may not know, as a reason; None: an ordinary one."""
         if self.marker == 0xF7:
             return "is JPEG-LS"
         if self.marker in (0xC3, 0xC7, 0xCB, 0xCF):
