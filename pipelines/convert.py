@@ -23,17 +23,19 @@ from pipelines.formats import find_format
 from pipelines.formats.packed import MANIFEST, Packed, holds_packed, measure_split, open_packed, write_manifest
 from pipelines.formats.protocol import Writer
 from pipelines.formats.staging import staged
-from pipelines.images import ImageError, PackingRecipe, Sample, decode, pillow_silenced, prepare
+from pipelines.images import ImageError, PackingRecipe, Sample, decode, pillow_silenced, prepare_counted
 from pipelines.sources import load_source
-from pipelines.sources.base import Image, Source, SourceSplit, read_file
+from pipelines.sources.base import Image, Source, SourceSplit, file_size, read_file, without_labels
 from pipelines.sources.held_out import hold_out
+from pipelines.summary import Summary, draw_sheet
 
-__all__ = ["DIGITS_DIR", "Report", "convert", "pack_digits_if_absent", "verify"]
+__all__ = ["DIGITS_DIR", "Report", "convert", "examine", "pack_digits_if_absent", "verify"]
 
 DIGITS_DIR = Path("data/digits-resident")  # where the programs expect the digits, and pack them when they are absent
 
 _SKIP_HINT = "--on-error skip leaves it out"
 _CHUNK = 16  # images per task of a worker; stopping waits for the tasks in progress
+_CHUNK_BYTES = 4 * 2**20  # of their files at most, unless one is larger; some chunks per worker wait in memory
 _VERIFY_CHUNK = 2048  # samples per task of a worker; each task reads the split's table
 
 
@@ -42,6 +44,7 @@ class Report:
     packed: Packed
     skipped: list[dict[str, str]]  # split, file, reason
     seconds: float  # for the images, without listing and checksums
+    summary: Summary
 
 
 def convert(
@@ -55,7 +58,9 @@ def convert(
     workers: int = 0,
     on_error: str = "fail",
     val_fraction: float | None = None,
+    no_labels: bool = False,
     force: bool = False,
+    preview: Path | None = None,
 ) -> Report:
     """Pack a data set. The same images give the same bytes, whatever the number of workers.
 
@@ -72,6 +77,8 @@ def convert(
         workers: processes; 0: one per core.
         on_error: what to do about an unusable image or an empty class folder: ``fail`` or ``skip``.
         val_fraction: part of train that becomes val, for a source without val; see ``held_out.hold_out``.
+        no_labels: folders or labels mean nothing; all images are packed without.
+        preview: a PNG that becomes the contact sheet, see ``summary.draw_sheet``.
 
     Raises:
         UserError: the source, ``out`` or an image cannot be used. Nothing is left behind then.
@@ -89,14 +96,17 @@ def convert(
     try:
         with staged(out, may_replace) as folder:
             loaded = source if isinstance(source, Source) else load_source(dataset, source)
+            loaded = without_labels(loaded) if no_labels else loaded
             if on_error == "fail":
                 _refuse_unusable(loaded)
             if val_fraction is not None:
                 loaded = hold_out(loaded, val_fraction)
             recipe = PackingRecipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
+            summary = Summary(loaded.classes, preview is not None)
             skipped, started = [], time.perf_counter()
             for name, split in loaded.splits.items():
-                skipped += _pack_split(split, writer(folder, name, len(split.names)), name, recipe, workers, on_error)
+                opened = writer(folder, name, len(split.names))
+                skipped += _pack_split(split, opened, name, recipe, workers, on_error, summary)
             seconds = time.perf_counter() - started
             splits = {name: measure_split(folder, format, name) for name in loaded.splits}
             options: dict[str, float | None] = {"max_resolution": max_resolution, "quality": quality}
@@ -106,7 +116,40 @@ def convert(
             open_packed(folder)
     except OSError as error:
         raise UserError(f"cannot pack {dataset} into {out}: {error}") from error
-    return Report(open_packed(out), skipped, seconds)
+    if preview is not None:
+        draw_sheet(summary, preview)
+    return Report(open_packed(out), skipped, seconds, summary)
+
+
+def examine(
+    dataset: str,
+    source: Path | Source | None,
+    *,
+    format: str = "ffcv",
+    max_resolution: int | None = None,
+    quality: int | None = None,
+    workers: int = 0,
+    val_fraction: float | None = None,
+    no_labels: bool = False,
+    preview: Path | None = None,
+) -> Summary:
+    """Read and decode a data set as ``convert`` would, and pack nothing. What cannot be used is counted.
+
+    Raises:
+        UserError: the source cannot be used, or no image of a split.
+    """
+    writer = find_format(format).Writer
+    loaded = source if isinstance(source, Source) else load_source(dataset, source)
+    loaded = without_labels(loaded) if no_labels else loaded
+    if val_fraction is not None:
+        loaded = hold_out(loaded, val_fraction)
+    recipe = PackingRecipe(max_resolution, quality, writer.raw_pixels, writer.max_side, writer.keep_small_jpegs)
+    summary = Summary(loaded.classes, preview is not None)
+    for name, split in loaded.splits.items():
+        _pack_split(split, None, name, recipe, workers, "skip", summary)
+    if preview is not None:
+        draw_sheet(summary, preview)
+    return summary
 
 
 def pack_digits_if_absent(dir: Path) -> None:
@@ -142,21 +185,28 @@ def _refuse_unusable(source: Source) -> None:
 
 
 def _pack_split(
-    split: SourceSplit, writer: Writer, name: str, recipe: PackingRecipe, workers: int, on_error: str
+    split: SourceSplit,
+    writer: Writer | None,
+    name: str,
+    recipe: PackingRecipe,
+    workers: int,
+    on_error: str,
+    summary: Summary,
 ) -> list[dict[str, str]]:
-    """Write a split's files; returns what was skipped."""
+    """Write a split's files (none without a writer) and fill the summary; returns what was skipped."""
     skipped = [{"split": name, "file": file, "reason": reason} for file, reason in split.unusable.items()]
-    images = iter(split.images)
-    chunks = iter(lambda: list(itertools.islice(images, _CHUNK)), [])
+    chunks = _chunked(split.images)
     # Pixels that are only copied gain nothing from a second process.
     workers = 1 if isinstance(split.images, np.ndarray) and recipe.quality is None else _cores(workers)
     workers = min(workers, -(-len(split.names) // _CHUNK))
     prepared = _map_in_order(functools.partial(_prepare_chunk, recipe), chunks, workers)
     with closing(prepared), _progress(len(split.names), name) as progress:
         samples = itertools.chain.from_iterable(prepared)
-        for sample, file, label in zip(samples, split.names, split.labels.tolist(), strict=True):
+        for (sample, changes), file, label in zip(samples, split.names, split.labels.tolist(), strict=True):
             if isinstance(sample, Sample):
-                writer.add(sample, label)
+                if writer is not None:
+                    writer.add(sample, label)
+                summary.add(name, file, sample, label, changes)
             elif on_error == "skip":
                 skipped.append({"split": name, "file": file, "reason": sample})
             else:
@@ -165,21 +215,37 @@ def _pack_split(
     if len(skipped) == len(split.names) + len(split.unusable):
         first = f"{skipped[-len(split.names)]['file']} {skipped[-len(split.names)]['reason']}"
         raise UserError(f"none of the {len(split.names)} images of {name} can be used; the first: {first}")
-    writer.close()
+    if writer is not None:
+        writer.close()
+    for entry in skipped:
+        summary.leave_out(entry["reason"])
     return skipped
 
 
-def _prepare_chunk(recipe: PackingRecipe, images: Iterable[Image]) -> list[Sample | str]:
-    """Each image's sample, or why there is none."""
+def _chunked(images: Iterable[Image]) -> Generator[list[Image]]:
+    chunk: list[Image] = []
+    size = 0
+    for image in images:
+        size += file_size(image)
+        if chunk and (len(chunk) == _CHUNK or size > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], file_size(image)
+        chunk.append(image)
+    if chunk:
+        yield chunk
+
+
+def _prepare_chunk(recipe: PackingRecipe, images: Iterable[Image]) -> list[tuple[Sample | str, list[str]]]:
+    """Each image's sample, or why there is none; and how it differs from its file."""
     with pillow_silenced():
         return [_prepare(image, recipe) for image in images]
 
 
-def _prepare(image: Image, recipe: PackingRecipe) -> Sample | str:
+def _prepare(image: Image, recipe: PackingRecipe) -> tuple[Sample | str, list[str]]:
     try:
-        return prepare(image if isinstance(image, (bytes, np.ndarray)) else read_file(image), recipe)
+        return prepare_counted(image if isinstance(image, (bytes, np.ndarray)) else read_file(image), recipe)
     except ImageError as error:
-        return str(error)
+        return str(error), []
 
 
 def _verify_chunk(folder: Path, format: str, split: str, rows: range) -> str | None:

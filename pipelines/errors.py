@@ -4,7 +4,11 @@ import io
 import sys
 from collections.abc import Callable
 
-__all__ = ["UserError", "run_command"]
+__all__ = ["ImageError", "UserError", "run_command"]
+
+
+class ImageError(Exception):
+    """Why an image cannot be used; the message follows the file's name on the same line."""
 
 
 class UserError(Exception):

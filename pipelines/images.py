@@ -10,9 +10,20 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImagePalette, UnidentifiedImageError
 
-from pipelines.errors import UserError
+from pipelines import tiff
+from pipelines.errors import ImageError, UserError
+from pipelines.pixels import dark, png_top, scaled, without_alpha
+from pipelines.signatures import (
+    PNG,
+    jpeg_end,
+    jpeg_frame,
+    kind_of,
+    png_depth,
+    png_essentials,
+    png_significant_bits,
+)
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -23,6 +34,7 @@ __all__ = [
     "decode",
     "pillow_silenced",
     "prepare",
+    "prepare_counted",
     "upright_rgb",
 ]
 
@@ -31,7 +43,10 @@ TURBOJPEG = "libturbojpeg.so.0"  # the library that checks JPEG files
 
 # Recognised by content, not by suffix. None that starts a program (EPS) or that has no pixels of its own (SVG).
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+_REMEDY = "convert it to PNG or JPEG"
+_UNKNOWN = "is not an image of a known format"
 _ORIENTATION = 0x0112
+_COLOUR_MAP = 320
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,10 +58,6 @@ _UPRIGHT = {
 }
 
 
-class ImageError(Exception):
-    """Why an image cannot be used; the message follows the file's name on the same line."""
-
-
 class Sample(NamedTuple):
     """An image as a packed data set stores it."""
 
@@ -54,6 +65,12 @@ class Sample(NamedTuple):
     width: int
     jpeg: bool  # data is a JPEG file; else RGB pixels, uint8 [height, width, 3] in C order
     data: bytes
+
+
+class _Decoded(NamedTuple):
+    image: Image.Image  # upright, RGB
+    storable: bool  # see ``decode``
+    changes: list[str]
 
 
 class PackingRecipe(NamedTuple):
@@ -75,47 +92,61 @@ def prepare(source: bytes | np.ndarray, recipe: PackingRecipe) -> Sample:
         ImageError: the image cannot be used.
         UserError: TurboJPEG is not installed, so a JPEG file that would keep its bytes cannot be checked.
     """
-    image, storable = decode(source) if isinstance(source, bytes) else (Image.fromarray(source), False)
+    return prepare_counted(source, recipe)[0]
+
+
+def prepare_counted(source: bytes | np.ndarray, recipe: PackingRecipe) -> tuple[Sample, list[str]]:
+    """``prepare``, with the ways in which the picture differs from its file, in a few words each."""
+    if isinstance(source, bytes):
+        found = _decode_huge(source, recipe.max_resolution) or _decode(source)
+    else:
+        found = _Decoded(Image.fromarray(source), False, [])
+    image, storable, changes = found
     scale = (recipe.max_resolution or math.inf) / max(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image, storable = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0), False
+        changes.append("scaled down")
     width, height = image.size
     if max(width, height) > recipe.max_side:
         raise ImageError(f"has {width} x {height} pixels, more than {recipe.max_side:,} a side: give --max-resolution")
     if recipe.quality is None:
         small = width * height <= recipe.raw_pixels
         if storable and isinstance(source, bytes) and (recipe.keep_small_jpegs or not small):
-            return Sample(height, width, True, source)
+            end = jpeg_end(source)
+            if end < len(source):
+                changes.append("JPEG cut at its end, what followed left out")
+            return Sample(height, width, True, source[:end]), changes
         if small:
-            return Sample(height, width, False, image.tobytes())
+            return Sample(height, width, False, image.tobytes()), changes
     is_whole_jpeg = isinstance(source, bytes) and source.startswith(b"\xff\xd8") and scale >= 1
     if recipe.quality is None and is_whole_jpeg and _load_turbojpeg(TURBOJPEG) is None:
         raise UserError(
             f"JPEG files can keep their bytes only with {TURBOJPEG}: install libturbojpeg0 or give --quality"
         )
+    if is_whole_jpeg:
+        changes.append("JPEG encoded anew")
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=recipe.quality or DEFAULT_QUALITY)
-    return Sample(height, width, True, encoded.getvalue())
+    return Sample(height, width, True, encoded.getvalue()), changes
 
 
 def decode(data: bytes) -> tuple[Image.Image, bool]:
     """Decode an image file completely.
 
-    Gray, palette and CMYK images become RGB, 16-bit gray is scaled to 8 bits, transparent images are laid on white,
-    the EXIF orientation is applied; the first frame of an animation is used. Colour profiles are ignored.
+    Gray, palette and CMYK images become RGB, 16-bit images are scaled to 8 bits by the range that the file declares,
+    transparent images are laid on white (an alpha channel that is 0 everywhere is none), the EXIF orientation is
+    applied; the first frame of an animation is used. Colour profiles are ignored.
 
     Returns:
         The upright RGB image, and whether ``data`` can be stored for it: an undamaged JPEG file of one or three
         components that every libjpeg-turbo decodes without a warning, and that needs no rotation.
 
     Raises:
-        ImageError: not an image, incomplete or damaged, or of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+        ImageError: not an image, incomplete or damaged, of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, of more
+            than three channels apart from alpha, or of 16 bits with neither a declared nor a plausible range.
     """
-    if not data:
-        raise ImageError("is empty (0 bytes)")
-    with _refusing():
-        return _decode(data)
+    return _decode(data)[:2]
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -125,8 +156,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         ImageError: its file is incomplete or damaged, or its pixels have no fixed range.
     """
     with _refusing():
+        tags = _sound_tags(image)
         image.load()
-        return _turn(_to_rgb(image), _orientation(image))
+        if tags is None:
+            return _turn(_to_rgb(image, None, []), _orientation(image))
+        rgb = _to_rgb(image, tiff.declared_top(tags), [], tiff.is_inverted(tags), tiff.is_deep(tags))
+        return _turn(rgb, _orientation(image))
 
 
 @contextlib.contextmanager
@@ -146,8 +181,6 @@ def _refusing() -> Generator[None]:
         yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large() from None
-    except UnidentifiedImageError:
-        raise ImageError("is not an image of a known format") from None
     except ImageError:
         raise
     except Exception as error:  # on damaged data a decoder can raise any error
@@ -155,21 +188,134 @@ def _refusing() -> Generator[None]:
 
 
 def _too_large() -> ImageError:
-    return ImageError(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels")
+    return ImageError(
+        f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels: give --max-resolution if it is a JPEG, "
+        "or scale it down first"
+    )
 
 
-def _decode(data: bytes) -> tuple[Image.Image, bool]:
-    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+def _decode(data: bytes) -> _Decoded:
+    if not data:
+        raise ImageError("is empty (0 bytes)")
+    with _refusing():
+        try:
+            return _decode_file(data)
+        except Exception:
+            frame = jpeg_frame(data) if data.startswith(b"\xff\xd8") else None
+            if frame is not None and frame.unread:
+                raise ImageError(f"{frame.unread}, which is not read: {_REMEDY}") from None
+            if not data.startswith(PNG):
+                raise
+            essentials = png_essentials(data)  # what accompanies the picture may be too long, or damaged
+            if essentials == data:
+                raise
+            return _decode_file(essentials)
+
+
+def _decode_huge(data: bytes, longest: int | None) -> _Decoded | None:
+    """A JPEG file of too many pixels at a half, a quarter or an eighth of its size: the smallest not below ``longest``.
+
+    Returns:
+        None: another file, or none of these scales has few enough pixels.
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    frame = jpeg_frame(data) if longest and most and data.startswith(b"\xff\xd8") else None
+    if frame is None or longest is None or most is None or frame.height * frame.width <= most:
+        return None
+    divisor = next((n for n in (8, 4, 2) if max(frame.height, frame.width) / n >= longest), 2)
+    height, width = -(-frame.height // divisor), -(-frame.width // divisor)
+    if frame.unread or frame.components == 4 or height * width > most:
+        return None
+    with _refusing():
+        pixels = _decode_jpeg(data, height, width)
+        if pixels is None:
+            return None
+        return _Decoded(_turn(Image.fromarray(pixels), frame.orientation), False, [])
+
+
+def _decode_file(data: bytes) -> _Decoded:
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        return _decode_unknown(data)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise _too_large()  # Pillow only warns, until twice as many
-    pixels = None
+    pixels, top, changes = None, None, []
+    tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
+    if tags is not None and (plain := tiff.read_plain16(data, tags)) is not None:
+        return _from_16_bits(*plain, tags)
+    _sound_tags(image)
+    if _has_more(image, data):
+        changes.append("first of several frames or pages")
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):  # MPO: a JPEG followed by further frames
         pixels = _decode_jpeg(data, image.height, image.width)
+    if tags is not None:
+        top = tiff.declared_top(tags)
+    elif image.format == "PPM":
+        top = 65535  # Pillow scales by the largest value that the file declares
+    deep = image.format == "PNG" and png_depth(data) == 16
     if pixels is None:
         image.load()
     orientation = _orientation(image)  # after load, which already rotates TIFF files
-    image = _to_rgb(image) if pixels is None else Image.fromarray(pixels)
-    return _turn(image, orientation), pixels is not None and orientation not in _UPRIGHT
+    if orientation in _UPRIGHT:
+        changes.append("turned upright")
+    if pixels is not None:
+        return _Decoded(_turn(Image.fromarray(pixels), orientation), orientation not in _UPRIGHT, changes)
+    if deep:
+        top = png_top(image, png_significant_bits(data))
+    deep = deep or (tags is not None and tiff.is_deep(tags))
+    inverted = tags is not None and tiff.is_inverted(tags)
+    return _Decoded(_turn(_to_rgb(image, top, changes, inverted, deep), orientation), False, changes)
+
+
+def _has_more(image: Image.Image, data: bytes) -> bool:
+    """Whether frames or pages follow the first; the image stays as it is. What follows a JPEG is not counted."""
+    if image.format == "GIF":
+        return bool(getattr(Image.open(io.BytesIO(data), formats=("GIF",)), "is_animated", False))
+    if image.format == "TIFF":
+        return bool(image.tag_v2.next)  # type: ignore[attr-defined]
+    return image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1
+
+
+def _decode_unknown(data: bytes) -> _Decoded:
+    """A file that Pillow does not know. Raises ``ImageError`` that says what it is, unless it can be read here."""
+    if data.startswith(tiff.TIFF_STARTS):
+        try:
+            tags = tiff.tags_of_file(data)
+        except Exception:
+            tags = {}
+        if not tags:
+            raise ImageError("is a damaged TIFF: its tags cannot be read")
+        if (plain := tiff.read_plain16(data, tags)) is not None:
+            return _from_16_bits(*plain, tags)
+        raise ImageError(tiff.unread(tags))
+    kind = "a damaged PNG" if data.startswith(PNG) else kind_of(data)
+    if kind is None:
+        raise ImageError(_UNKNOWN)
+    raise ImageError(f"{_UNKNOWN}, but {kind}" + ("" if ":" in kind else f": {_REMEDY}"))
+
+
+def _from_16_bits(values: np.ndarray, orientation: int, tags: tiff.Tags) -> _Decoded:
+    tiff.refuse_channels(tags)
+    colours = 3 if values.shape[-1] >= 3 else 1
+    gray = scaled(values[..., :colours], tiff.declared_top(tags))
+    gray = 255 - gray if tiff.is_inverted(tags) else gray
+    changes = ["16 bits scaled to 8"] + ["turned upright"] * (orientation in _UPRIGHT)
+    image = Image.fromarray(np.broadcast_to(gray, (*gray.shape[:2], 3)).copy())
+    if values.shape[-1] > colours:
+        image.putalpha(Image.fromarray((values[..., colours] // 257).astype(np.uint8)))
+    return _Decoded(_turn(without_alpha(image, True, changes), orientation), False, changes)
+
+
+def _sound_tags(image: Image.Image) -> tiff.Tags | None:
+    """The tags of a TIFF that Pillow reads rightly; None: another format. Raises ``ImageError`` if it does not."""
+    tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
+    if tags is not None:
+        tiff.refuse_unsound(tags)
+        entries = tags.get(_COLOUR_MAP, ())
+        if image.mode == "P" and entries and max(entries) < 256:  # 8 bits where the format wants 16
+            image.palette = ImagePalette.raw("RGB;L", bytes(entries))
+    return tags
 
 
 def _turn(image: Image.Image, orientation: int) -> Image.Image:
@@ -183,15 +329,31 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(
+    image: Image.Image, top: int | None, changes: list[str], inverted: bool = False, deep: bool = False
+) -> Image.Image:
+    """Convert to RGB and list how in ``changes``.
+
+    Args:
+        top: the largest value that a 16-bit sample can have; None: not declared.
+        inverted: 0 is white, which Pillow handles up to 8 bits.
+        deep: the file has 16 bits per sample, even where Pillow has kept 8.
+    """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ImageError("has 32-bit pixels, which have no fixed range: make it 8 or 16 bits")
     if image.mode.startswith("I"):
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+        gray = scaled(np.asarray(image), top)
+        image = Image.fromarray(255 - gray if inverted else gray)
+        changes.append("16 bits scaled to 8")
+    elif deep:
+        bands = image.split()[: 1 if image.mode.startswith("L") else 3]
+        if top is None and max(int(np.max(np.asarray(band), initial=0)) for band in bands) < 16:
+            raise dark("at most 4095")
+        changes.append("16 bits scaled to 8")
     if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, "white")
-        ground.alpha_composite(image.convert("RGBA"))
-        image = ground
+        return without_alpha(image.convert("RGBA"), image.format == "TIFF", changes)
+    if image.mode not in ("RGB", "L", "1"):
+        changes.append({"P": "palette", "RGBX": "RGB"}.get(image.mode, image.mode) + " to RGB")
     return image.convert("RGB")
 
 

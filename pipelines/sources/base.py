@@ -13,7 +13,18 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.images import ImageError
 
-__all__ = ["FileSlice", "Image", "Source", "SourceModule", "SourceSplit", "existing_folder", "from_arrays", "read_file"]
+__all__ = [
+    "FileSlice",
+    "Image",
+    "Source",
+    "SourceModule",
+    "SourceSplit",
+    "existing_folder",
+    "file_size",
+    "from_arrays",
+    "read_file",
+    "without_labels",
+]
 
 
 class FileSlice(NamedTuple):
@@ -66,6 +77,12 @@ class Source:
     splits: dict[str, SourceSplit]  # train, and val if there is one
 
 
+def without_labels(source: Source) -> Source:
+    """The same images in the same order, without labels and classes."""
+    splits = {name: replace(split, labels=np.full_like(split.labels, -1)) for name, split in source.splits.items()}
+    return Source((), splits)
+
+
 class SourceModule(Protocol):
     """What the module of a source offers."""
 
@@ -93,6 +110,18 @@ def existing_folder(dataset: str, source: Path | None) -> Path:
 def from_arrays(split: str, pixels: np.ndarray, labels: np.ndarray) -> SourceSplit:
     """A split of pixels uint8 [N, H, W, 3] and labels int64 [N], whose images are named by their position."""
     return SourceSplit(pixels, [f"{split}[{index}]" for index in range(len(pixels))], labels)
+
+
+def file_size(image: Image) -> int:
+    """Bytes of an image as the source has it; 0 if its file cannot be found."""
+    if isinstance(image, np.ndarray):
+        return image.nbytes
+    if isinstance(image, FileSlice):
+        return image.length
+    try:
+        return os.stat(image).st_size if isinstance(image, str) else len(image)
+    except OSError:
+        return 0
 
 
 def read_file(file: str | FileSlice) -> bytes:

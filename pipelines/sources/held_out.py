@@ -1,5 +1,6 @@
 """A part of train as val, for sources that have none."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,8 @@ from pipelines.errors import UserError
 from pipelines.sources.base import Source
 
 __all__ = ["hold_out"]
+
+logger = logging.getLogger(__name__)
 
 _SEED = 0
 
@@ -21,11 +24,15 @@ def hold_out(source: Source, fraction: float) -> Source:
             Between 0 and 1, both excluded. Images without labels count as one class.
 
     Raises:
-        UserError: there is a val already, or the fraction of every class rounds to no image.
+        UserError: there is a val already (one without labels is left out if train has some), or the
+            fraction of every class rounds to no image.
     """
-    if "val" in source.splits:
-        raise UserError("--val-fraction: the source has images for val already")
     train = source.splits["train"]
+    if "val" in source.splits:
+        val = source.splits["val"]
+        if (val.labels >= 0).any() or not (train.labels >= 0).any():
+            raise UserError("--val-fraction: the source has images for val already")
+        logger.warning("note: --val-fraction: the %d images of val have no labels and are left out", len(val.labels))
     rng = np.random.default_rng(_SEED)
     held_out = np.zeros(len(train.labels), bool)
     for label in np.unique(train.labels):

@@ -2,8 +2,9 @@
 
 import logging
 import os
+import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -12,20 +13,37 @@ from pipelines.sources.base import SourceSplit
 
 __all__ = [
     "NO_IMAGE",
+    "SUFFIXES",
     "all_images",
     "class_folders",
+    "composed",
     "first_of",
     "from_files",
     "is_image",
+    "is_leftover",
+    "is_unsupported",
     "list_folder",
     "tell_ignored",
 ]
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-_UNSUPPORTED = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw")
-NO_IMAGE = f"holds no image ({' '.join(_SUFFIXES)})"
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"),
+    *(".jfif", ".jpe", ".mpo", ".pnm", ".pbm"),
+)
+_UNSUPPORTED = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".tga", ".psd", ".ico", ".exr", ".hdr"),
+    *(".dcm", ".dicom", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".nii", ".npy", ".mat"),
+)
+# What systems and NAS put beside the user's files: thumbnails, deleted files, snapshots. In lower case.
+_LEFTOVERS = frozenset(
+    (
+        *("@eadir", "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "recycler"),
+        *("lost+found", "system volume information", "__macosx", "_thumbs"),
+    )
+)
+NO_IMAGE = f"holds no image ({' '.join(SUFFIXES)})"
 
 
 def class_folders(root: Path, folders: Sequence[Path], classes: Sequence[str]) -> SourceSplit:
@@ -46,8 +64,10 @@ def class_folders(root: Path, folders: Sequence[Path], classes: Sequence[str]) -
     walk = _Walk(folders)
     labels: list[int] = []
     unusable: dict[str, str] = {}
+    # macOS writes é as two characters, other systems as one.
+    present = [(folder, {composed(name): name for name in list_folder(folder)[0]}) for folder in folders]
     for label, name in enumerate(classes):
-        for place in (folder / name for folder in folders if (folder / name).is_dir()):
+        for place in (folder / names[composed(name)] for folder, names in present if composed(name) in names):
             before = len(walk.images)
             walk.enter(place)
             labels += [label] * (len(walk.images) - before)
@@ -73,6 +93,11 @@ def all_images(root: Path) -> list[str]:
     return walk.images
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form, in which names that look the same are equal."""
+    return unicodedata.normalize("NFC", name)
+
+
 class _Walk:
     """Collects the images below folders of a split, in sorted order."""
 
@@ -84,6 +109,8 @@ class _Walk:
         self._seen: set[tuple[int, int]] = set()
         self._ignored: list[str] = []
         self._left_out: list[str] = []  # links
+        self._leftovers: list[str] = []
+        self._only_folders: list[tuple[str, list[str]]] = []  # class folders without images of their own
 
     def enter(self, folder: Path) -> None:
         """Collect the images of a folder, unless it is or will be read at another place."""
@@ -91,7 +118,10 @@ class _Walk:
         if (is_link and self._leads_back(folder)) or not self._is_new(folder):
             self._left_out.append(folder.name)
             return
-        folders, files = list_folder(folder)
+        folders, files, leftovers = _scan(folder)
+        self._leftovers += leftovers
+        if folder.parent in self._tops and len(folders) > 1 and not any(map(is_image, files)):
+            self._only_folders.append((folder.name, folders))
         for file in files:
             if is_image(file):
                 self.images.append(f"{folder}/{file}")
@@ -103,6 +133,24 @@ class _Walk:
     def tell(self) -> None:
         """Log what was left out."""
         tell_ignored(self._tops[0], self._ignored)
+        self._leftovers += [name for top in self._tops for name in _scan(top)[2]]
+        if self._leftovers:
+            logger.warning(
+                "note: %s: left out %d folders of thumbnails, deleted files and the like: %s",
+                self._tops[0],
+                len(self._leftovers),
+                first_of(sorted(set(self._leftovers))),
+            )
+        if self._only_folders:
+            name, folders = self._only_folders[0]
+            logger.warning(
+                "note: %s: %d class folders hold only folders, the first is %s with %s; the outer level is "
+                "the class (--no-labels: none is)",
+                self._tops[0],
+                len(self._only_folders),
+                name,
+                first_of(folders),
+            )
         if self._left_out:
             logger.warning(
                 "note: %s: left out %d links to folders that are read elsewhere: %s",
@@ -127,22 +175,30 @@ class _Walk:
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders (hidden ones left out) and of everything else in ``folder``, sorted.
+    """Names of the folders (hidden ones and those of ``is_leftover`` left out) and of everything else, sorted.
 
     Raises:
         UserError: it cannot be read.
     """
-    folders, files = [], []
+    folders, files, _ = _scan(folder)
+    return folders, files
+
+
+def _scan(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """``list_folder``, and the names of the folders that it leaves out although they are not hidden."""
+    folders, files, leftovers = [], [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not _is_folder(entry):
                     files.append(entry.name)
+                elif entry.name.lower() in _LEFTOVERS:
+                    leftovers.append(entry.name)
                 elif not entry.name.startswith("."):
                     folders.append(entry.name)
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
-    return sorted(folders), sorted(files)
+    return sorted(folders), sorted(files), sorted(leftovers)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -152,10 +208,16 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def is_image(file: str) -> bool:
     """Whether a file's name is that of an image that can be read."""
-    return not file.startswith(".") and file.lower().endswith(_SUFFIXES)
+    return not file.startswith(".") and file.lower().endswith(SUFFIXES)
 
 
-def _is_unsupported(file: str) -> bool:
+def is_leftover(path: PurePosixPath) -> bool:
+    """Whether a path leads to what a system has put there: thumbnails, deleted files, macOS's ``._`` files."""
+    return path.name.startswith("._") or any(part.lower() in _LEFTOVERS for part in path.parts)
+
+
+def is_unsupported(file: str) -> bool:
+    """Whether a file's name is that of an image that cannot be read."""
     return not file.startswith(".") and file.lower().endswith(_UNSUPPORTED)
 
 
@@ -167,8 +229,17 @@ def from_files(root: Path, paths: list[str], labels: list[int], unusable: dict[s
 
 def tell_ignored(folder: Path, ignored: list[str]) -> None:
     """Log which files in ``folder`` are left out, if any are: images of unsupported kinds, and other files."""
-    unsupported = [file for file in ignored if _is_unsupported(file)]
-    others = [file for file in ignored if not _is_unsupported(file)]
+    unsupported = [file for file in ignored if is_unsupported(file)]
+    others = [file for file in ignored if not is_unsupported(file)]
+    misnamed = [file for file in others if _may_be_image(file)]
+    if misnamed:
+        logger.warning(
+            "warning: %s: left out %d files that may be images but have no such suffix, rename them: %s",
+            folder,
+            len(misnamed),
+            first_of(misnamed),
+        )
+        others = [file for file in others if not _may_be_image(file)]
     if unsupported:
         kinds = " ".join(sorted({Path(file).suffix.lower() for file in unsupported}))
         logger.warning(
@@ -180,6 +251,14 @@ def tell_ignored(folder: Path, ignored: list[str]) -> None:
         )
     if others:
         logger.warning("note: %s: ignored %d files that are not images: %s", folder, len(others), first_of(others))
+
+
+def _may_be_image(file: str) -> bool:
+    """Whether a name has no suffix, or the suffix of an image before another one (``a.jpg.1``)."""
+    parts = file.lower().split(".")
+    return not is_leftover(PurePosixPath(file)) and (
+        len(parts) == 1 or any(f".{part}" in SUFFIXES for part in parts[1:-1])
+    )
 
 
 def first_of(names: Sequence[str]) -> str:

@@ -47,6 +47,11 @@ def load(dataset: str, source: Path | None) -> Source:
             )
             continue
         missing = [name for name in classes if not any((place / name).is_dir() for place in places)]
+        if missing and not any(list_folder(place)[0] for place in places):
+            raise UserError(
+                f"{places[0]}: has no class folders; ImageNet's {split} images come unsorted: move each into the "
+                "folder of its class (the devkit's ground truth or valprep.sh says which)"
+            )
         if missing:
             raise UserError(f"{places[0]}: {len(missing)} of the 100 classes are missing, the first is {missing[0]}")
         splits[split] = class_folders(root, places, classes)

@@ -1,25 +1,22 @@
 """Data sets of a few large files whose names tell the split: Parquet files, WebDataset shards."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.sources.base import Image, Source, SourceSplit
-from pipelines.sources.image_folders import first_of
+from pipelines.sources.image_folders import first_of, is_leftover
+from pipelines.sources.splits import split_of
 
 __all__ = ["Listed", "Value", "find_shards", "number_labels", "split_shards"]
 
 logger = logging.getLogger(__name__)
-
-_VAL = ("validation", "val", "valid", "test")  # the first that is there is used
-_SPLITS = ("train", *_VAL)
 
 Value = int | str | None  # a label as it is stored; None or -1: none
 
@@ -33,44 +30,72 @@ class Listed(NamedTuple):
     unusable: dict[str, str]  # see SourceSplit
 
 
-def find_shards(root: Path, suffix: str) -> list[Path]:
-    """The files with a suffix in a folder or, if it has none, in its folders; sorted."""
-    return sorted(root.glob(f"*{suffix}")) or sorted(root.glob(f"*/*{suffix}"))
+def find_shards(root: Path, suffix: str, depth: int = 3) -> list[Path]:
+    """The files with a suffix, in any case, in a folder or, if it has none, in those up to ``depth`` below; sorted.
+
+    Hidden files and what systems add (``._x``, ``__MACOSX``) are left out.
+    """
+    for level in range(depth + 1):
+        found = [path for path in root.glob("*/" * level + "*") if path.name.lower().endswith(suffix)]
+        paths = [path for path in found if not _is_hidden(path.relative_to(root))]
+        if paths:
+            return sorted(paths)
+    return []
+
+
+def _is_hidden(path: Path) -> bool:
+    return is_leftover(PurePosixPath(path)) or any(part.startswith(".") for part in path.parts)
 
 
 def split_shards(root: Path, suffix: str) -> dict[str, list[Path]]:
     """The files of ``find_shards`` for train and, if there are any, for val.
 
-    The first of the words train, validation, val, valid and test in a file's name tells its split; if no name has one,
-    all are train. Files that are not used are named in a note.
+    The first word in a file's name, or in those of its folders below ``root``, that means a split (``split_of``) tells
+    it; if no name has one, all are train. Files that are not used are named in a note.
 
     Raises:
-        UserError: there are no files, they lie in several folders, one is not a regular file, or none is for train.
+        UserError: there are no files, they lie in several folders that are not splits, one is not a regular file, or
+            none is for train.
     """
     paths = find_shards(root, suffix)
     if not paths:
-        raise UserError(f"{root}: holds no {suffix} file")
-    folders = sorted({path.parent.name for path in paths})
+        raise UserError(f"{root}: {_what_instead(root, suffix)}")
+    folders = sorted({_without_splits(path.parent.relative_to(root)) for path in paths})
     if len(folders) > 1:
         raise UserError(f"{root}: has {suffix} files in {first_of(folders)}; name one of these folders with --source")
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: is not a regular file")
-    by_word: dict[str, list[Path]] = {}
+    by_split: dict[str, list[Path]] = {}
     for path in paths:
-        words = re.split("[^a-z]+", path.stem.lower())
-        by_word.setdefault(next((word for word in words if word in _SPLITS), ""), []).append(path)
-    if list(by_word) == [""]:
+        parts = [*reversed(path.parent.relative_to(root).parts), path.stem]
+        by_split.setdefault(next((word for part in parts if (word := split_of(part))), ""), []).append(path)
+    if list(by_split) == [""]:
         return {"train": paths}
-    if "train" not in by_word:
+    if "train" not in by_split:
         raise UserError(f"{root}: no {suffix} file is named train, the first is {paths[0].name}")
-    used = ["train", *[word for word in _VAL if word in by_word][:1]]
-    unused = [path.name for word, files in by_word.items() if word not in used for path in files]
+    used = ["train", *[split for split in ("val", "test") if split in by_split][:1]]
+    unused = [path.name for split, files in by_split.items() if split not in used for path in files]
     if unused:
         logger.warning(
             "note: %s: reading only the files of %s; ignored: %s", root, " and ".join(used), first_of(unused)
         )
-    return dict(zip(("train", "val"), (by_word[word] for word in used), strict=False))
+    return dict(zip(("train", "val"), (by_split[split] for split in used), strict=False))
+
+
+def _without_splits(folder: Path) -> str:
+    return "/".join(part for part in folder.parts if split_of(part) is None)
+
+
+def _what_instead(root: Path, suffix: str) -> str:
+    """Why a folder without files of the suffix cannot be read."""
+    names = sorted(path.name for pattern in ("*", "*/*", "*/*/*") for path in root.glob(pattern))
+    if suffix == ".parquet" and any(name.endswith(".arrow") for name in names):
+        return "was written by save_to_disk, not as Parquet: datasets.load_from_disk(DIR)['train'].to_parquet(FILE)"
+    compressed = [name for name in names if name.lower().endswith((f"{suffix}.gz", f"{suffix}.zst", ".tgz"))]
+    if compressed:
+        return f"holds no {suffix} file, but {first_of(compressed)}: decompress it first"
+    return f"holds no {suffix} file"
 
 
 def number_labels(splits: dict[str, Listed], names: Sequence[str] | None) -> Source:
@@ -80,9 +105,11 @@ def number_labels(splits: dict[str, Listed], names: Sequence[str] | None) -> Sou
     unusable.
 
     Raises:
-        UserError: a label has no name.
+        UserError: a label has no name; without names, val has a label that train does not have, or the labels are -1
+            and 1.
     """
     if names is None:
+        _refuse_odd_labels(splits)
         found = {value for listed in splits.values() for value in listed.values if value is not None and value != -1}
         numbers = sorted(value for value in found if isinstance(value, int))
         text = len(numbers) < len(found)
@@ -95,6 +122,16 @@ def number_labels(splits: dict[str, Listed], names: Sequence[str] | None) -> Sou
         classes = tuple(f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names))
     place |= {None: -1, -1: -1}
     return Source(classes, {split: _numbered(listed, place) for split, listed in splits.items()})
+
+
+def _refuse_odd_labels(splits: dict[str, Listed]) -> None:
+    known = set(splits["train"].values)
+    if known == {-1, 1}:
+        raise UserError(f"{splits['train'].names[0]}: the labels are -1 and 1, but -1 means no label: use 0 and 1")
+    for split, listed in splits.items():
+        for name, value in zip(listed.names, listed.values, strict=True):
+            if value not in known and value not in (None, -1) and known - {None, -1}:
+                raise UserError(f"{name}: has label {value}, which no image of train has ({split})")
 
 
 def _numbered(listed: Listed, place: dict[Value, int]) -> SourceSplit:

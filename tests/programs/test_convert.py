@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines.convert import convert
 from support.packing import FFCV_FILES, contents, image, spoil
@@ -48,6 +49,19 @@ def test_the_command_reports_what_it_skipped(folder, tmp_path):
     assert skipped.returncode == 0, skipped.stderr
     assert "skipped 2; manifest.json lists all" in skipped.stdout and "train/cat/0.jpg: is damaged" in skipped.stdout
     assert "train/cat/\\udcff.jpg: is empty (0 bytes)" in skipped.stdout
+
+
+def test_a_dry_run_says_what_is_there_and_packs_nothing(folder, tmp_path):
+    spoil(folder / "train/cat/0.jpg")
+    arguments = ("--dataset", "folder", "--source", folder, "--out", tmp_path / "out", "--preview", tmp_path / "p.png")
+    done = command(*arguments, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "train: 7 images, 7 labelled, the first is train/cat/1" in done.stdout
+    assert "left out: 1\n  is damaged or incomplete: 1" in done.stdout
+    assert "classes: 2\n  cat: " in done.stdout and "nothing was packed" in done.stdout
+    assert not (tmp_path / "out").exists()
+    with Image.open(tmp_path / "p.png") as sheet:
+        assert sheet.mode == "RGB" and sheet.width < 1000
 
 
 def slow_conversion(tmp_path: Path) -> subprocess.Popen:

@@ -98,7 +98,7 @@ PACKED = [
     ),
 ]
 
-KINDS = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif"
+KINDS = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif .jfif .jpe .mpo .pnm .pbm"
 SKIP = "(--on-error skip leaves it out)"
 SOURCE = [
     Row("source missing", f"{CONVERT} --source {{tmp}}/absent", "{tmp}/absent: no such folder"),
@@ -140,6 +140,12 @@ SOURCE = [
         CONVERT,
         "{photos}/train: holds class folders and loose images (a.jpg); it must be one or the other",
         holds("photos", "", "train/a.jpg"),
+    ),
+    Row(
+        "web page named as an image",
+        CONVERT,
+        "train/cat/0.jpg: is not an image of a known format, but a web page: convert it to PNG or JPEG " + SKIP,
+        holds("photos", "<html>", "train/cat/0.jpg"),
     ),
     Row("val without train", CONVERT, "{photos}: has val/ but no train/", gone("photos", "train")),
     Row("pipe", CONVERT, f"train/cat/9.jpg: is not a regular file {SKIP}", make_pipe),

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -90,6 +91,19 @@ def test_several_runs_are_labelled_by_their_paths():
     assert legend(figure) == ["runs/a/seed0", "runs/b/seed0", "other"]  # paths where the names alone coincide
     assert len(figure.axes[0].lines) == 3
     assert legend(curves("runs/a/seed0")) == ["seed0"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legend_has_only_letters_of_its_font(tmp_path):
+    names = ("caf\udce9", "\u732b", "caf\u00e9", "\u043a\u043e\u0442")
+    figure = draw_map(np.eye(4)[:, :2], {name: np.array([i]) for i, name in enumerate(names)}, ("x", "y"))
+    figure.savefig(tmp_path / "map.svg")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "caf\\udce9",
+        "\\u732b",
+        "caf\u00e9",
+        "\u043a\u043e\u0442",
+    ]
 
 
 def test_the_bars_of_accuracies_begin_at_zero():

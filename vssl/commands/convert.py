@@ -4,6 +4,7 @@ Examples:
   vssl convert --dataset cifar10
   vssl convert --dataset in100 --source /data/imagenet --max-resolution 400
   vssl convert --dataset folder --source photos --out data/photos --val-fraction 0.1 --on-error skip
+  vssl convert --dataset folder --source photos --dry-run --preview photos.png
   vssl convert --verify --out data/photos
 """
 
@@ -12,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.convert import Report, convert, verify
+from pipelines.convert import Report, convert, examine, verify
+from pipelines.files import check_writable
 from pipelines.formats import FORMATS
 from pipelines.formats.packed import Packed
 from pipelines.parts import OWN, is_own
@@ -28,6 +30,22 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
         _print_packed(verify(out, arguments.workers))
         print("every checksum agrees and every sample decodes")
         return
+    if arguments.preview is not None:
+        check_writable(arguments.preview)
+    if arguments.dry_run:
+        summary = examine(
+            arguments.dataset,
+            arguments.source,
+            format=arguments.format,
+            max_resolution=arguments.max_resolution,
+            quality=arguments.quality,
+            workers=arguments.workers,
+            val_fraction=arguments.val_fraction,
+            no_labels=arguments.no_labels,
+            preview=arguments.preview,
+        )
+        print(*summary.lines(), "nothing was packed (--dry-run)", sep="\n")
+        return
     former = _identity(out)
     try:
         report = convert(
@@ -40,7 +58,9 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
             workers=arguments.workers,
             on_error=arguments.on_error,
             val_fraction=arguments.val_fraction,
+            no_labels=arguments.no_labels,
             force=arguments.force,
+            preview=arguments.preview,
         )
     except SystemExit:  # by a signal
         done = f"{out} is complete" if _identity(out) != former else f"nothing was packed, {out} is as it was before"
@@ -96,6 +116,11 @@ def _parse(words: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
         metavar="F",
         help="hold out this part of each class as val, the same images every time; for sources that have no val",
     )
+    parser.add_argument("--no-labels", action="store_true", help="pack all images without labels, for folders by date")
+    parser.add_argument("--dry-run", action="store_true", help="read and decode everything and say what, pack nothing")
+    parser.add_argument(
+        "--preview", type=Path, metavar="F.png", help="draw a contact sheet: a few images of every class, as packed"
+    )
     parser.add_argument("--force", action="store_true", help="replace a packed data set at --out")
     parser.add_argument("--verify", action="store_true", help="convert nothing; check the packed data set at --out")
     arguments = parser.parse_args(words)
@@ -108,6 +133,7 @@ def _print_report(report: Report) -> None:
     _print_packed(report.packed)
     count = sum(split.count for split in report.packed.splits.values())
     print(f"{count / report.seconds:,.0f} images per second")
+    print(*report.summary.lines(), sep="\n")
     if report.skipped:
         print(f"skipped {len(report.skipped)}; manifest.json lists all:")
         for entry in report.skipped[:5]:

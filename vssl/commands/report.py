@@ -22,7 +22,9 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
     check_writable(arguments.out)
     runs = [read_run(path, arguments.data, arguments.device) for path in dict.fromkeys(arguments.runs)]
     content = write_page(runs)
-    write_atomically(arguments.out, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_atomically(
+        arguments.out, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+    )
     for run in runs:
         print(f"{run.path}: {describe_verdict(run.measured.figures)}")
     print(arguments.out)

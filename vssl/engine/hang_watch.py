@@ -34,6 +34,11 @@ class HangWatch:
         """From now on the process is ``doing`` this."""
         self._doing, self._since = doing, time.monotonic()
 
+    def note_batch(self, step: int, per_epoch: int) -> None:
+        """The process now waits for the loader's batch of the step after ``step``."""
+        epoch, batch = divmod(step, per_epoch)
+        self.note(f"waiting for the loader's batch {batch + 1} of epoch {epoch + 1} (step {step + 1})")
+
     def _watch(self) -> None:
         told, limit = self._since, self._after
         while not self._ended.wait(min(1.0, self._after / 4)):

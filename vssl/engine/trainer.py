@@ -139,7 +139,7 @@ class Trainer:
             while self.step < self.total_steps:
                 if self._resize():
                     run_step = None
-                self._watch.note(self._waiting_for_batch())
+                self._watch.note_batch(self.step, len(self.loader))
                 for batch in self.loader:
                     self._watch.note(f"waiting for the other processes before step {self.step + 1}")
                     # By now every process has its batch or failed to get it; all stop after the same step.
@@ -156,7 +156,7 @@ class Trainer:
                     self._after_step()
                     if self.step == self.total_steps and self.step % len(self.loader):
                         break  # a run of train.minutes can end within an epoch
-                    self._watch.note(self._waiting_for_batch())
+                    self._watch.note_batch(self.step, len(self.loader))
                 self._after_epoch()
         if self.directory is not None:
             weights = backbone_weights(self.train_step.method.state_dict())
@@ -233,10 +233,6 @@ class Trainer:
         if due or late:
             self._save()
         self._answer_signal()
-
-    def _waiting_for_batch(self) -> str:
-        epoch, batch = divmod(self.step, len(self.loader))
-        return f"waiting for the loader's batch {batch + 1} of epoch {epoch + 1} (step {self.step + 1})"
 
     def _answer_signal(self) -> None:
         """Save, unless this step is saved already, and raise ``Stopped`` if a signal came."""

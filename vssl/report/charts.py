@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
 
 from vssl.charts import new_figure
@@ -62,7 +62,15 @@ def draw_map(points: np.ndarray, groups: dict[str, np.ndarray], labels: tuple[st
     axes = figure.subplots()
     colours = colormaps["tab10" if len(groups) <= 10 else "tab20"]
     for number, (name, rows) in enumerate(groups.items()):
-        axes.scatter(points[rows, 0], points[rows, 1], s=6, alpha=0.7, color=colours(number), label=name)
+        axes.scatter(points[rows, 0], points[rows, 1], s=6, alpha=0.7, color=colours(number), label=_drawable(name))
     axes.set(xlabel=labels[0], ylabel=labels[1])
     figure.legend(loc="outside right upper", fontsize="small", markerscale=2)
     return figure
+
+
+def _drawable(name: str) -> str:
+    """A name in letters that the chart's font has; others, also bytes that are not UTF-8, as Python escapes them."""
+    known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    return "".join(
+        letter if ord(letter) in known else letter.encode("ascii", "backslashreplace").decode() for letter in name
+    )

@@ -7,10 +7,6 @@ import gc
 import itertools
 import json
 import multiprocessing
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -25,14 +21,13 @@ from support.training import (
     first_batch,
     kill_after,
     lines,
-    losses,
     measured,
     small_config,
 )
 from vssl.config import to_yaml
 from vssl.engine.compilation import compile_step
 from vssl.engine.config import load_config, resolve
-from vssl.engine.trainer import Stopped, Trainer
+from vssl.engine.trainer import Trainer
 from vssl.models.backbones import build_backbone
 from vssl.runtime.graphs import capture
 from vssl.runtime.processes import join_world
@@ -132,39 +127,6 @@ def test_an_incomplete_newest_checkpoint_is_skipped(config, tmp_path):
     assert Trainer(config(*common), resume="auto").step == 9
 
 
-def test_accumulation_averages_the_gradients_of_micro_batches(config, tmp_path):
-    whole = Trainer(config(f"run.dir={tmp_path / 'a'}"))
-    halves = Trainer(config("train.accumulate=2", f"run.dir={tmp_path / 'b'}"))
-    batch = first_batch(whole)
-    parts = [type(batch)(*(t[i::2] for t in batch)) for i in (0, 1)]
-    expected = []
-    for part in parts:
-        whole.train_step.backward(part)
-        expected.append([w.grad.clone() for w in whole.train_step.method.student.parameters()])
-        # BatchNorm's running statistics do not enter a training step's gradients.
-    halves.train_step.backward(batch)
-    for a, b, ours in zip(*expected, halves.train_step.method.student.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, (a + b) / 2, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(("accumulate", "sizes"), [(4, [3, 2, 2, 2]), (2, [4, 3])])
-def test_a_ragged_batch_weights_its_micro_batches_by_their_images(config, tmp_path, accumulate, sizes):
-    whole = Trainer(config(f"run.dir={tmp_path / 'a'}"))
-    several = Trainer(config(f"train.accumulate={accumulate}", f"run.dir={tmp_path / 'b'}"))
-    batch = first_batch(whole)
-    ragged = type(batch)(*(part[: sum(sizes)] for part in batch))
-    weights = list(whole.train_step.method.student.parameters())
-    gradients, loss = [torch.zeros_like(weight) for weight in weights], 0.0
-    for first, size in enumerate(sizes):
-        part, share = [tensor[first::accumulate] for tensor in ragged], size / sum(sizes)
-        assert len(part[0]) == size
-        loss += share * whole.train_step.backward(type(batch)(*part))["loss"].item()
-        torch._foreach_add_(gradients, [weight.grad for weight in weights], alpha=share)
-    assert several.train_step.backward(ragged)["loss"].item() == pytest.approx(loss, rel=1e-5)
-    for weight, gradient in zip(several.train_step.method.student.parameters(), gradients, strict=True):
-        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-4)
-
-
 def test_clipping_limits_the_update(config, tmp_path):
     trainers = [
         Trainer(config("optim.name=sgd", "optim.momentum=0.0", f"train.clip_grad={c}", f"run.dir={tmp_path / str(c)}"))
@@ -247,52 +209,6 @@ def test_the_demo_compiles_without_falling_back_and_gives_the_eager_steps(digits
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
 
 
-def start(config_path, *arguments):
-    command = [sys.executable, "train.py", "-c", str(config_path), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_checkpoint(run_dir, process):
-    deadline = time.monotonic() + 90
-    while not list(run_dir.glob("checkpoints/step-*.pt")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_exits(config, tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(to_yaml(config("checkpoint.every_steps=3", "train.epochs=50")))
-    process = start(path)
-    wait_for_checkpoint(tmp_path / "run", process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
-    assert process.returncode == 143
-    saved = int(sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[-1].stem.split("-")[1])
-    assert f"saved at step {saved}; continue with --resume auto" in err
-
-
-SIGNALS = [
-    (number, 128 + number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-]
-
-
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_signal_saves_and_stops(config, number, code):
-    trainer = Trainer(config("checkpoint.every_steps=1000"))
-
-    def interrupt(*_):
-        hook.remove()
-        signal.raise_signal(number)
-
-    hook = trainer.train_step.method.register_forward_pre_hook(interrupt)
-    with pytest.raises(Stopped) as stopped:
-        trainer.fit()
-    assert stopped.value.code == code
-    assert trainer.directory.checkpoints.newest()["step"] == trainer.step < trainer.total_steps
-
-
 def test_a_file_system_without_locks_is_said(config, monkeypatch, capsys):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -300,102 +216,6 @@ def test_a_file_system_without_locks_is_said(config, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     Trainer(config()).directory.close()
     assert "without locks (No locks available)" in capsys.readouterr().err
-
-
-def test_an_ignored_signal_stays_ignored(config):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        trainer = Trainer(
-            config("train.epochs=1", "data.limit=64"), on_step=lambda _: signal.raise_signal(signal.SIGHUP)
-        )
-        trainer.fit()
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert trainer.step == trainer.total_steps
-
-
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_a_signal_in_an_evaluation_is_answered_before_its_next_batch(config, tmp_path, epochs):
-    """The epoch is saved already, and a resumed run evaluates it."""
-    trainer = Trainer(config("eval.every=1", "data.limit=128"))
-    measure, batches = trainer.evaluation.measure, []
-
-    def interrupted(backbone, probe, each):
-        def note():
-            batches.append(trainer.step)
-            signal.raise_signal(signal.SIGTERM)
-            each()
-
-        return measure(backbone, probe, note if trainer.step == 4 * epochs else each)
-
-    trainer.evaluation.measure = interrupted
-    with pytest.raises(Stopped) as stopped:
-        trainer.fit()
-    trainer.directory.close()
-    assert stopped.value.code == 143 and batches == [4 * epochs] and trainer.train_step.method.student.training
-    assert trainer.directory.checkpoints.newest()["step"] == 4 * epochs
-    resumed = Trainer(config("eval.every=1", "data.limit=128"), resume="auto")
-    resumed.fit()
-    resumed.directory.close()
-    assert [line["step"] for line in lines(tmp_path / "run") if "knn_top1" in line] == [0, 4, 8]
-    assert resumed.knn_first is not None
-
-
-def test_an_epoch_is_saved_before_it_is_evaluated(config, tmp_path):
-    """An evaluation that fails costs no epoch, and one that was done is not repeated."""
-    trainer = Trainer(config("eval.every=1", "data.limit=128"))
-    measure = trainer.evaluation.measure
-
-    def fail(*arguments):
-        result = measure(*arguments)
-        if trainer.step == 4:
-            trainer._write(**result)
-            raise MemoryError
-        return result
-
-    trainer.evaluation.measure = fail
-    with pytest.raises(MemoryError):
-        trainer.fit()
-    trainer.directory.close()
-    resumed = Trainer(config("eval.every=1", "data.limit=128"), resume="auto")
-    assert resumed.step == 4
-    resumed.fit()
-    assert [line["step"] for line in lines(tmp_path / "run") if "knn_top1" in line] == [0, 4, 8]
-
-
-@pytest.mark.parametrize("method", ["dino", "byol"])
-def test_moving_averages_move_once_per_step(config, tmp_path, method):
-    """Without BatchNorm accumulated steps of DINO are those of whole batches; BatchNorm's first averages are, too."""
-    network, images = {"dino": ("support.networks:Dropping", 96), "byol": ("resnet8", 32)}[method]
-    keys = (f"method.name={method}", f"model.backbone={network}", f"data.limit={images}", "train.epochs=1")
-
-    def trained(parts):
-        trainer = Trainer(
-            config(
-                *keys,
-                "train.log_every=1",
-                "optim.lr=0.01",
-                f"train.accumulate={parts}",
-                f"run.dir={tmp_path / str(parts)}",
-            )
-        )
-        trainer.fit()
-        return trainer.train_step.method.state_dict(), losses(tmp_path / str(parts))
-
-    (whole, loss), (parts, other) = trained(1), trained(4)
-    if method == "dino":
-        assert other == pytest.approx(loss, rel=1e-5)
-        torch.testing.assert_close(parts["centre"], whole["centre"], rtol=1e-4, atol=1e-6)
-    else:
-        name = "student.backbone.bn1.running_mean"
-        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(("method", "said"), [("moco_v3", True), ("vicreg", True), ("lejepa", True), ("byol", False)])
-def test_a_method_says_what_a_micro_batch_means_for_it(config, capsys, method, said):
-    keys = (f"method.name={method}", "data.limit=64", "train.epochs=1", "train.accumulate=2")
-    Trainer(config(*keys)).fit()
-    assert ("train.accumulate=2 micro-batches of 16 images: " in capsys.readouterr().err) == said
 
 
 @pytest.mark.gpu
