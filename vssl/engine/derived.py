@@ -3,6 +3,7 @@
 from typing import Any
 
 from vssl.engine.config import Resolved
+from vssl.models.ema import scale_tau
 from vssl.optim import Schedule
 
 __all__ = ["derived_values"]
@@ -11,8 +12,11 @@ __all__ = ["derived_values"]
 def derived_values(config: Resolved, schedule: Schedule, steps_per_epoch: int, processes: int) -> dict[str, Any]:
     """Rates and lengths that a run uses, each beside the rule that gives it."""
     batch, optim = config.data.batch_size, config.optim
-    warmup, final_decay = optim.warmup_epochs, optim.final_weight_decay
-    return {
+    warmup, final_decay, tau = optim.warmup_epochs, optim.final_weight_decay, getattr(config.method, "tau", None)
+    teacher: dict[str, Any] = {}
+    if tau is not None:
+        teacher = {"tau": scale_tau(tau, batch), "tau_rule": f"method.tau {tau:g} ** max(1, {batch} / 256)"}
+    return teacher | {
         "learning_rate": schedule.lr,
         "learning_rate_rule": f"optim.lr {optim.lr:g} x data.batch_size {batch} / 256",
         "final_learning_rate": schedule.final_lr,

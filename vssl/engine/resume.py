@@ -10,6 +10,7 @@ from vssl.config import from_dict, options_of, to_dict, value_to_yaml
 from vssl.engine.config import Config, resolve
 from vssl.engine.former_keys import drop_former_keys
 from vssl.loggers.jsonl import read_metrics
+from vssl.models.ema import scale_tau
 
 __all__ = ["Change", "find_changes", "identify", "logged_knn"]
 
@@ -26,8 +27,15 @@ class Change(NamedTuple):
 
 
 def identify(config: Config, packed: Packed, processes: int) -> dict[str, Any]:
-    """A checkpoint's identity of its run: the resolved config, the digest of its data, and the number of processes."""
-    return {"config": to_dict(config), "data": packed.digest, "processes": processes}
+    """A checkpoint's identity of its run: the resolved config, the digest of its data, the number of processes, and tau
+    as it is used."""
+    return {"config": to_dict(config), "data": packed.digest, "processes": processes, "tau": _tau(config)}
+
+
+def _tau(config: Config) -> float | None:
+    """The teacher's momentum at the start of a resolved config's run; None: its method has none."""
+    tau = getattr(config.method, "tau", None)
+    return None if tau is None else scale_tau(tau, config.data.batch_size)
 
 
 def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, processes: int) -> list[Change]:
@@ -59,6 +67,10 @@ def find_changes(saved: dict[str, Any] | None, config: Config, packed: Packed, p
         if not may_change(field) and not unset_weights:
             raise UserError(f"{change}: that would be another run; set it back, or start a new run in another run.dir")
         changes.append(change)
+    # An earlier version did not scale tau by the batch: the schedule of such a run goes on with another one.
+    tau = Change("the teacher's momentum at the start", saved.get("tau", before["method"].get("tau")), _tau(config))
+    if tau.old != tau.new:
+        changes.append(tau)
     if saved["processes"] != processes:
         changes.append(Change("processes", saved["processes"], processes))
     return changes

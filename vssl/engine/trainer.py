@@ -32,7 +32,7 @@ from vssl.engine.signals import Signals, Stopped
 from vssl.engine.time_budget import TimeBudget
 from vssl.evaluation.online import OnlineEvaluation
 from vssl.loggers.group import LoggerGroup
-from vssl.models.ema import tau_at
+from vssl.models.ema import scale_tau, tau_at
 from vssl.models.weights import backbone_weights
 from vssl.optim import Schedule
 from vssl.runtime.processes import World
@@ -204,8 +204,10 @@ class Trainer:
 
     def _tau(self, step: int) -> float | None:
         """The teacher's momentum; None for a method without a teacher."""
-        method = self.train_step.method
-        return None if method.teacher is None else tau_at(step, start=method.options.tau, steps=self.total_steps)
+        if (method := self.train_step.method).teacher is None:
+            return None
+        start = scale_tau(method.options.tau, self.config.data.batch_size)
+        return tau_at(step, start=start, steps=self.total_steps)
 
     def _schedule_step(self) -> None:
         tau = self._tau(self.step)
@@ -229,8 +231,7 @@ class Trainer:
             self._log()
         settings = self.config.checkpoint
         due = settings.every_steps and self.step % settings.every_steps == 0
-        late = settings.every_minutes and time.monotonic() - self._saved_at > 60 * settings.every_minutes
-        if due or late:
+        if due or (settings.every_minutes and time.monotonic() - self._saved_at > 60 * settings.every_minutes):
             self._save()
         self._answer_signal()
 
@@ -325,10 +326,9 @@ class Trainer:
         raise diagnosis(Path(self.config.run.dir) / "diagnosis.json", figures, write=self.world.is_main)
 
     def _evaluate(self) -> None:
-        if not self.config.eval.every:
-            return
-        if self.evaluation.reason is not None:
-            if self.step == 0:
+        every = self.config.eval.every
+        if not every or self.evaluation.reason is not None:
+            if every and self.step == 0:
                 print(f"no kNN during training: {self.evaluation.reason}", file=sys.stderr)
             return
         started = time.monotonic()

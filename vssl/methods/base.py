@@ -37,7 +37,13 @@ class MethodOptions:
 class TeacherOptions(MethodOptions):
     """Options of methods with a momentum teacher."""
 
-    tau: float | None = option(None, "the teacher's momentum at the start; rises to 1 by a cosine", low=0.0, high=1.0)
+    tau: float | None = option(
+        None,
+        "the teacher's momentum at the start, for batches of up to 256; of larger ones tau ** (data.batch_size / 256); "
+        "rises to 1 by a cosine",
+        low=0.0,
+        high=1.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from vssl.models.norm import freeze_statistics
 from vssl.models.random_layers import silence
 
-__all__ = ["Teacher", "tau_at"]
+__all__ = ["Teacher", "scale_tau", "tau_at"]
+
+
+def scale_tau(tau: float, batch_size: int) -> float:
+    """The teacher's momentum at the start, for a batch of this size: tau ** (batch_size / 256) above 256, else tau.
+
+    With larger batches there are fewer updates per image, and each must forget more (Busbridge et al., How to Scale
+    Your EMA, arXiv 2307.13813). Below 256 the rule costs accuracy (docs/decisions/tau-and-batch.md).
+    """
+    return tau ** max(1.0, batch_size / 256)
 
 
 def tau_at(step: int, *, start: float, steps: int) -> float:

@@ -129,6 +129,15 @@ def test_a_key_that_is_newer_than_the_checkpoint_had_its_default(config, digits)
             compare(f"{key}={new}")
 
 
+def test_a_former_run_whose_tau_was_not_scaled_goes_on_with_a_word(config, digits):
+    packed, large = open_packed(digits), resolve(config("data.batch_size=512"))
+    saved = identify(large, packed, 1)
+    assert find_changes(saved, large, packed, 1) == []
+    del saved["tau"]
+    (change,) = find_changes(saved, large, packed, 1)
+    assert str(change) == "the teacher's momentum at the start was 0.99, now 0.9801"
+
+
 def test_every_key_of_a_config_is_compared():
     assert {key.split(".")[0] for key, _ in options_of(Config())} == {f.name for f in dataclasses.fields(Config)}
 

@@ -12,7 +12,7 @@ from vssl.engine.build import initial_method
 from vssl.engine.config import resolve
 from vssl.models.backbones import build_backbone
 from vssl.models.config import ModelConfig
-from vssl.models.ema import Teacher, tau_at
+from vssl.models.ema import Teacher, scale_tau, tau_at
 from vssl.models.encoder import Encoder
 from vssl.models.heads import GaussianHead, bounded
 from vssl.models.norm import adopt_norms, separate_views, synchronise_statistics
@@ -122,6 +122,13 @@ def test_teacher_evaluates_with_its_running_statistics():
     teacher = Teacher(encoder()).eval()
     alone, beside = torch.randn(1, 3, 32, 32), 9 * torch.randn(7, 3, 32, 32)
     torch.testing.assert_close(teacher(alone)[0][0], teacher(torch.cat([alone, beside]))[0][0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(64, 0.99), (256, 0.99), (512, 0.99**2), (1024, 0.99**4), (4096, 0.99**16)]
+)
+def test_tau_forgets_as_much_per_image_in_large_batches(batch, expected):
+    assert scale_tau(0.99, batch) == pytest.approx(expected)
 
 
 def test_teacher_update_keeps_the_tensors():
