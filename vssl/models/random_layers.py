@@ -6,6 +6,7 @@ So a step with such layers is repeated exactly when a run is resumed, and is the
 import functools
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,7 @@ class Draw:
         return named_uniform(seed, epoch, index, view, f"layer {name}", numel // images).view(rows, -1)
 
 
-class _RandomLayer(nn.Module):
+class _RandomLayer(nn.Module, ABC):
     """A layer that multiplies its input by random zeros. ``draw`` and ``name`` are set by ``adopt_random_layers``.
 
     ``silent``: the layer does nothing in training mode either.
@@ -100,9 +101,9 @@ class _RandomLayer(nn.Module):
         scale = 1.0 / (1.0 - rate) if rate < 1 and getattr(self, "scale_by_keep", True) else 1.0
         return x * (kept.view(shape).to(x.dtype) * scale)
 
+    @abstractmethod
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """The shape of the zeros, which broadcasts to that of ``x``."""
-        raise NotImplementedError
 
 
 class _OfElements(_RandomLayer):
