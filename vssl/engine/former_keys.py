@@ -51,8 +51,9 @@ def _present_optim(optim: dict[str, Any], train: Any) -> dict[str, Any]:
     shortened to a tenth of the run. Its default, 10, is now written as null.
     """
     present = dict(optim)
-    if optim.get("name") in OPTIMIZERS:
-        owned = find_optimizer(optim["name"]).Options.__dataclass_fields__
+    chosen = optim.get("name")
+    if isinstance(chosen, str) and chosen in OPTIMIZERS:
+        owned = find_optimizer(chosen).Options.__dataclass_fields__
         for name, default in _FORMER_OPTIM.items():
             if name not in owned and optim.get(name) == default:
                 del present[name]

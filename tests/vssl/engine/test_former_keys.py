@@ -152,3 +152,12 @@ def compare_saved(config, digits):
         return find_changes(saved, settings, packed, 1)
 
     return compare
+
+
+@pytest.mark.parametrize("section", ["optim", "method"])
+@pytest.mark.parametrize("name", ["{}", "[adamw]", "3", "true"])
+def test_a_name_that_is_no_text_is_one_line(tmp_path, section, name):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{section}:\n  name: {name}\n")
+    with pytest.raises(UserError, match=rf"^{section}\.name must be "):
+        load_config(path)
