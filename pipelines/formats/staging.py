@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,8 +71,12 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise busy from None
-        except OSError:
-            pass  # some network file systems have no locks: convert there without this protection
+        except OSError as error:  # as on some network file systems: convert there without this protection
+            print(
+                f"{folder} is on a file system without locks ({error.strerror}): nothing keeps another conversion from "
+                "writing here",
+                file=sys.stderr,
+            )
         if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
             raise busy  # the other conversion has just finished and renamed the folder
         yield

@@ -1,5 +1,6 @@
 """Conversion: what is refused, and that a data set appears complete or not at all."""
 
+import errno
 import json
 import os
 import signal
@@ -210,3 +211,13 @@ def test_verify_decodes_every_sample(folder, tmp_path):
     write_manifest(broken, [])
     with pytest.raises(UserError, match=f"sample {index} of train (is damaged or incomplete|cannot)"):
         verify(broken.dir, workers=1)
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    convert("digits", None, tmp_path / "digits", format="resident", workers=1)
+    assert (tmp_path / "digits/manifest.json").exists()
+    assert "is on a file system without locks (No locks available): nothing keeps another" in capsys.readouterr().err
